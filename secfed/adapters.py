@@ -1,0 +1,221 @@
+"""LoRA adapters: the only module that touches PEFT.
+
+Between PEFT's parameters and the named arrays of :class:`secfed.types.Adapter`
+there is exactly one mapping, and it is strict in both directions (PITFALLS 34).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import peft
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from secfed.errors import ModelError
+from secfed.models import BaseModel, encode_prefix, run_layers
+from secfed.study.sections import AdapterSection
+from secfed.types import LORA_A, Adapter, Tensors
+
+__all__ = [
+    "AdaptedModel",
+    "attach_adapter",
+    "head_from_names",
+    "initial_adapter",
+    "load_adapter",
+    "save_adapter",
+    "save_release",
+]
+
+_PEFT_PREFIX = "base_model.model."
+_HEAD = "classifier"
+
+
+class AdaptedModel(nn.Module):
+    """The layers from the first adapted one up, and the head, over cached states.
+
+    ``forward`` maps token states (n, tokens, hidden) and a mask (n, tokens) to
+    sequence logits (n, classes): the adapted layers, the mean over real tokens,
+    the head. It shares its parameters with ``network``, the whole PEFT model.
+    """
+
+    def __init__(self, base: BaseModel, network: peft.PeftModel, first: int) -> None:
+        super().__init__()
+        self.upper = nn.ModuleList(list(base.layers)[first:])
+        self.head = network.get_base_model().classifier
+        self.compute_dtype = base.compute_dtype
+        self.first_layer = first
+        self._network = [network]  # in a list: not a submodule, counted once
+
+    @property
+    def network(self) -> peft.PeftModel:
+        """The whole PEFT model."""
+        return self._network[0]
+
+    def pooled(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean of the last layer's states over the real tokens, float32."""
+        enabled = self.compute_dtype is torch.bfloat16
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            top = run_layers(self.upper, states, mask)
+        weights = mask[:, :, None].to(torch.float32)
+        return (top.float() * weights).sum(1) / weights.sum(1)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Sequence logits (n, classes), float32."""
+        logits: torch.Tensor = self.head(self.pooled(states, mask))
+        return logits
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters under their names in ``Adapter.tensors``."""
+        found: dict[str, nn.Parameter] = {}
+        for name, parameter in self.network.named_parameters():
+            short = _adapter_name(name)
+            if short is not None:
+                found[short] = parameter
+        return dict(sorted(found.items()))
+
+    def read(self) -> Tensors:
+        """A copy of the adapter's current numbers, float32."""
+        return {
+            name: parameter.detach().to(torch.float32).numpy(force=True).copy()
+            for name, parameter in self.named().items()
+        }
+
+    def write(self, tensors: Tensors) -> None:
+        """Set every adapter number; names and shapes must match exactly."""
+        parameters = self.named()
+        if parameters.keys() != tensors.keys():
+            odd = sorted(parameters.keys() ^ tensors.keys())
+            raise ModelError(f"adapter tensors do not fit the model: {odd[:4]}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                value = torch.from_numpy(np.ascontiguousarray(tensors[name]))
+                if value.shape != parameter.shape:
+                    raise ModelError(
+                        f"{name}: shape {tuple(value.shape)}, the model needs "
+                        f"{tuple(parameter.shape)}"
+                    )
+                parameter.copy_(value)
+
+    def set_trainable(self, names: Collection[str]) -> dict[str, nn.Parameter]:
+        """Let exactly these tensors require gradients; returns them."""
+        self.requires_grad_(requires_grad=False)
+        chosen = {n: p for n, p in self.named().items() if n in names}
+        for parameter in chosen.values():
+            parameter.requires_grad_(requires_grad=True)
+        return chosen
+
+
+def _adapter_name(peft_name: str) -> str | None:
+    """Map a PEFT parameter name to ours; None for parameters of the base."""
+    name = peft_name.removeprefix(_PEFT_PREFIX)
+    if ".lora_" in name:
+        return name.replace(".default.weight", "")
+    if f"{_HEAD}.modules_to_save.default." in name:
+        return name.replace(f"{_HEAD}.modules_to_save.default.", "head.")
+    return None
+
+
+def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
+    """Wrap the base with PEFT LoRA layers; the head becomes ``modules_to_save``."""
+    total = len(base.layers)
+    first = 0 if section.layers == 0 else total - section.layers
+    if first < 0:
+        raise ModelError(f"[adapter] layers: the base model has only {total} layers")
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.TOKEN_CLS,
+        r=section.r,
+        lora_alpha=section.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=list(section.target_modules),
+        layers_to_transform=list(range(first, total)),
+        bias="none",
+    )
+    try:
+        network = peft.get_peft_model(base.network, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ModelError(f"[adapter] target_modules: {error}") from error
+    network.eval()
+    return AdaptedModel(base, network, first)
+
+
+def initial_adapter(model: AdaptedModel, section: AdapterSection) -> Adapter:
+    """The public start: A uniform on (-1/sqrt(in), 1/sqrt(in)), B and head zero.
+
+    The same at every site, from ``[adapter] seed`` (PEFT's default law of A;
+    Hu et al., ICLR 2022, section 4.1 for B = 0).
+    """
+    generator = np.random.default_rng(section.seed)
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name, parameter in model.named().items():
+        shape = tuple(parameter.shape)
+        if name.endswith(LORA_A):
+            bound = 1.0 / np.sqrt(shape[1])
+            value = generator.uniform(-bound, bound, size=shape)
+        else:
+            value = np.zeros(shape)
+        tensors[name] = value.astype(np.float32)
+    return Adapter(tensors=tensors, scaling=section.lora_alpha / section.r)
+
+
+def head_from_names(
+    base: BaseModel, model: AdaptedModel, names: tuple[str, ...], scale: float
+) -> Tensors:
+    """A public start of the head: the classes' own names, embedded by the base.
+
+    Row c of the weight is ``scale`` times the unit embedding of name c, centred
+    over the classes. Uses no record, so it costs no privacy.
+    """
+    features = encode_prefix(base, names, model.first_layer)
+    with torch.inference_mode():
+        pooled = model.pooled(*features.batch(np.arange(len(names)))).numpy()
+    unit = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    weight = (scale * (unit - unit.mean(axis=0))).astype(np.float32)
+    return {"head.weight": weight, "head.bias": np.zeros(len(names), np.float32)}
+
+
+def save_adapter(adapter: Adapter, path: Path) -> None:
+    """Write an adapter between rounds (``scaling`` is in the metadata)."""
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in adapter.tensors.items()},
+        path,
+        metadata={"scaling": json.dumps(adapter.scaling)},
+    )
+
+
+def load_adapter(path: Path, like: Adapter) -> Adapter:
+    """Read what ``save_adapter`` wrote; it must fit ``like`` exactly.
+
+    Raises:
+        ModelError: The file is damaged or belongs to another study.
+    """
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own Rust exception type
+        raise ModelError(f"{path}: not a readable adapter: {error}") from error
+    shapes = {name: value.shape for name, value in like.tensors.items()}
+    if {name: value.shape for name, value in tensors.items()} != shapes:
+        raise ModelError(f"{path}: holds another adapter than the study describes")
+    ordered = {name: tensors[name] for name in like.tensors}
+    return Adapter(tensors=ordered, scaling=like.scaling)
+
+
+def save_release(model: AdaptedModel, adapter: Adapter, name: str, folder: Path) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` for plain PEFT.
+
+    Args:
+        model: The model that carries the adapter's shapes.
+        adapter: What is released.
+        name: The base model's public name, written instead of the local path.
+        folder: Made if needed.
+    """
+    model.write(adapter.tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.network.peft_config["default"].base_model_name_or_path = name
+    model.network.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template says nothing true

@@ -1,0 +1,190 @@
+"""A site in one round: the only place from which anything leaves a site.
+
+A :class:`SiteRound` answers the coordinator's messages in order. Before anything
+else it asks the site's policy and durably reserves the round's privacy budget;
+its only output are the bytes that its methods return, all made by
+``protocols.secagg.client`` (PITFALLS 22, 29).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from protocols.keys import SigningKey
+from protocols.ring import RingVector
+from protocols.secagg import client as secagg
+from protocols.secagg.params import SessionParams
+from secfed.codec import Codec, RingArray
+from secfed.policy import SitePolicy
+from secfed.policy import check as check_policy
+from secfed.privacy.budget import Budget
+from secfed.privacy.noise import RandomStream
+from secfed.privacy.plan import PrivacyPlan
+from secfed.study import Study
+from secfed.training import LocalUpdate, PrivateRecords
+
+__all__ = ["LANE_LENGTH", "BudgetGuard", "NoGuard", "Site", "SiteRound"]
+
+LANE_LENGTH = 2
+"""Masked 64-bit lane beside the body: [1, saturated coordinates]."""
+
+_RANDOMNESS = 64
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a site keeps between rounds. Holds secrets and private records."""
+
+    name: str
+    identity: SigningKey
+    records: PrivateRecords
+    plan: PrivacyPlan
+    policy: SitePolicy
+
+    def __repr__(self) -> str:
+        return f"Site({self.name!r}, <private>)"
+
+
+class BudgetGuard:
+    """Reserves a private round in the site's durable budget, or refuses it."""
+
+    def __init__(self, budget: Budget, run_id: str) -> None:
+        self._budget = budget
+        self._run_id = run_id
+        self._reservation: int | None = None
+
+    def before_training(self, site: Site, study: Study, round_number: int) -> None:
+        """Check the policy, then make the round's cost durable.
+
+        Raises:
+            PolicyError: The policy refuses the study.
+            BudgetExceededError: The budget does not hold this round.
+        """
+        check_policy(site.policy, study, site.records.num_units)
+        self._reservation = self._budget.reserve(
+            study.digest(), self._run_id, round_number, site.plan.round_event()
+        )
+
+    def before_sending(self) -> None:
+        """From here on the update is out, whatever happens to the message."""
+        if self._reservation is not None:
+            self._budget.spend(self._reservation)
+
+
+class NoGuard:
+    """For the non-private baseline on public records: NOT PRIVATE, no budget."""
+
+    def before_training(self, site: Site, study: Study, round_number: int) -> None:
+        """Nothing is reserved, because nothing is protected."""
+
+    def before_sending(self) -> None:
+        """Nothing was reserved."""
+
+
+class SiteRound:
+    """One round of one site, from the received adapter to the revealed shares.
+
+    Methods are called in the order of the phases; each returns the one message
+    for the coordinator. A failed step sends nothing, and the site is a dropout.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        study: Study,
+        params: SessionParams,
+        codec: Codec,
+        guard: BudgetGuard | NoGuard,
+    ) -> None:
+        self.site = site
+        self._study = study
+        self._params = params
+        self._codec = codec
+        self._guard = guard
+        self._state: object = None
+        self._vector: RingVector | None = None
+
+    def advertise(self, model_digest: bytes, stream: RandomStream) -> bytes:
+        """Ask policy and budget, then make this session's keys.
+
+        Args:
+            model_digest: Of the adapter bytes and base that *this site* received.
+            stream: The site's cryptographic randomness.
+        """
+        self._guard.before_training(self.site, self._study, self._params.round)
+        self._state, message = secagg.advertise_keys(
+            self._params,
+            self.site.name,
+            self.site.identity,
+            model_digest,
+            randomness=stream.bytes(_RANDOMNESS),
+        )
+        return message
+
+    def share(self, roster: bytes, stream: RandomStream) -> bytes:
+        """Check the roster and share this session's secrets."""
+        self._state, message = secagg.share_keys(
+            self._expect(secagg.Advertised), roster, randomness=stream.bytes(_RANDOMNESS)
+        )
+        return message
+
+    def train(
+        self, train: Callable[[Site], LocalUpdate], stream: RandomStream
+    ) -> LocalUpdate:
+        """Train and encode; the encoded update stays here until it is masked."""
+        update = train(self.site)
+        encoded = self._codec.encode(update.change, stream)
+        lane = np.array([1, encoded.saturated], dtype=np.uint64)
+        self._vector = RingVector(body=encoded.vector, lane=lane)
+        return update
+
+    def encoded_for_simulator(self) -> RingArray:
+        """A copy of the unmasked encoding, for the simulator's check of the sum.
+
+        Never sent: it is not a message and has no bytes form.
+
+        Raises:
+            ValueError: Outside training and masking there is none.
+        """
+        if self._vector is None:
+            raise ValueError("there is no encoded update now")
+        return self._vector.body.copy()
+
+    def mask(self, delivery: bytes) -> bytes:
+        """Mask the encoded update with those whose boxes opened; spends the round."""
+        if self._vector is None:
+            raise ValueError("train before masking")
+        self._guard.before_sending()
+        self._state, message = secagg.mask_input(
+            self._expect(secagg.KeysShared), delivery, self._vector
+        )
+        self._vector = None  # never masked again (PITFALLS 26)
+        return message
+
+    def confirm(self, survivors: bytes) -> bytes:
+        """Sign the list of survivors that this site was shown."""
+        self._state, message = secagg.confirm_survivors(
+            self._expect(secagg.InputMasked), survivors
+        )
+        return message
+
+    def reveal(self, confirmations: bytes) -> bytes:
+        """Reveal one share per neighbour, after enough others confirmed the list."""
+        self._state, message = secagg.unmask(
+            self._expect(secagg.SurvivorsConfirmed), confirmations
+        )
+        return message
+
+    def _expect(self, kind: type[_T]) -> _T:
+        if not isinstance(self._state, kind):
+            raise ValueError(f"out of order: {kind.__name__} is needed")  # noqa: TRY004
+        return self._state
+
+    def __repr__(self) -> str:
+        return f"SiteRound({self.site.name!r}, <private>)"

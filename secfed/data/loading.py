@@ -1,0 +1,90 @@
+"""The one way from a study to the data of its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from secfed.data.files import load_external
+from secfed.data.icd10cm import load_icd10cm
+from secfed.data.partition import assign_sites, at_most, cap_units, split_holdout
+from secfed.data.records import RecordTable
+from secfed.errors import DataError
+from secfed.study import MIN_UNITS, Study
+from secfed.types import LabelledTexts, SiteData
+
+__all__ = ["StudyData", "load_sites"]
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Everything the sites of a simulated study hold, and the public test set.
+
+    Attributes:
+        sites: Private records by site, in the study's order.
+        holdout: Public test records; no group and no person is also at a site.
+        label_names: Class names, in the order of the head's rows.
+        nominal_units: Public number of units by site: declared by the study, or
+            counted where the text itself is public.
+    """
+
+    sites: Mapping[str, SiteData]
+    holdout: LabelledTexts
+    label_names: tuple[str, ...]
+    nominal_units: Mapping[str, int]
+
+
+def load_sites(study: Study, base_dir: Path) -> StudyData:
+    """Read, check, split and divide the study's records.
+
+    Args:
+        study: The checked study.
+        base_dir: The study file's folder; relative sources start there.
+
+    Raises:
+        DataError: Anything about the records does not fit the study. Its text
+            holds row numbers, never a record.
+    """
+    section, privacy = study.data, study.privacy
+    # 1. All records, checked.
+    table = load_icd10cm() if section.is_builtin else load_external(section, base_dir)
+    # 2. The public test set first, so that it does not depend on max_records.
+    training, holdout = split_holdout(table, section.holdout.fraction, section.seed)
+    holdout = at_most(
+        holdout, section.holdout.max_records, section.seed, "holdout-records"
+    )
+    training = at_most(training, section.max_records, section.seed, "records")
+    # 3. Sites; the cap comes after, because it is a promise of each site.
+    sites = {}
+    for site, rows in assign_sites(training, section).items():
+        own = cap_units(
+            training.select(rows), privacy.max_records_per_unit, section.seed
+        )
+        sites[site] = _site_data(site, own)
+    return StudyData(
+        sites=sites,
+        holdout=holdout.labelled(),
+        label_names=table.label_names,
+        nominal_units=dict(
+            privacy.nominal_units
+            or {site: data.num_units for site, data in sites.items()}
+        ),
+    )
+
+
+def _site_data(site: str, table: RecordTable) -> SiteData:
+    if not len(table):
+        raise DataError(f"site {site!r} has no training records")
+    number: dict[str, int] = {}
+    units = [number.setdefault(key, len(number)) for key in table.unit_keys()]
+    if len(number) < MIN_UNITS:
+        raise DataError(
+            f"site {site!r} has fewer than {MIN_UNITS} privacy units; "
+            "it cannot take part"
+        )
+    return SiteData(
+        site=site, records=table.labelled(), units=np.array(units, dtype=np.int64)
+    )

@@ -1,0 +1,177 @@
+"""Which records are held out, and which site holds the others.
+
+All draws are public and repeatable. They are bound to units, so that the records
+of one person stay together.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secfed.data.records import RecordTable, stable_uniforms
+from secfed.errors import DataError
+from secfed.study.reading import nearest
+from secfed.study.sections import DataSection, PartitionSection
+
+__all__ = ["assign_sites", "at_most", "cap_units", "split_holdout"]
+
+_MIN_DIRICHLET_UNITS = 10
+
+
+def split_holdout(
+    table: RecordTable, fraction: float, seed: int
+) -> tuple[RecordTable, RecordTable]:
+    """Training and held-out records.
+
+    Guarantees:
+        No group is on both sides, and neither is a person: where a person has
+        records in a held-out group, the others are not used for training.
+    """
+    names = sorted(set(table.groups))
+    draws = stable_uniforms(seed, "holdout", names)
+    held = {name for name, draw in zip(names, draws, strict=True) if draw < fraction}
+    outside = np.array([group in held for group in table.groups], dtype=np.bool_)
+    if table.units:
+        tested = {u for u, out in zip(table.units, outside, strict=True) if out}
+        inside = np.array([unit not in tested for unit in table.units], dtype=np.bool_)
+    else:
+        inside = ~outside
+    if not inside.any() or not outside.any():
+        raise DataError(
+            f"data.holdout.fraction {fraction:g} leaves one side empty: "
+            "the data have too few groups"
+        )
+    return table.select(np.flatnonzero(inside)), table.select(np.flatnonzero(outside))
+
+
+def at_most(
+    table: RecordTable, max_records: int | None, seed: int, purpose: str
+) -> RecordTable:
+    """A subsample without replacement, in the order of the source.
+
+    Adding one record displaces at most one other. Meant for public data: what
+    is cut here is not part of any site's data set.
+    """
+    if max_records is None or len(table) <= max_records:
+        return table
+    draws = stable_uniforms(seed, purpose, table.record_keys())
+    return table.select(np.sort(np.argsort(draws, kind="stable")[:max_records]))
+
+
+def cap_units(table: RecordTable, max_records_per_unit: int, seed: int) -> RecordTable:
+    """At most so many records per unit.
+
+    Guarantees:
+        Which records of a unit are kept depends on that unit's records alone.
+    """
+    if not table.units:
+        return table
+    draws = stable_uniforms(seed, "cap", table.record_keys())
+    kept: list[int] = []
+    taken: dict[str, int] = {}
+    for row in np.argsort(draws, kind="stable").tolist():
+        unit = table.units[row]
+        taken[unit] = taken.get(unit, 0) + 1
+        if taken[unit] <= max_records_per_unit:
+            kept.append(row)
+    return table.select(np.sort(np.array(kept, dtype=np.int64)))
+
+
+def assign_sites(
+    table: RecordTable, section: DataSection
+) -> Mapping[str, NDArray[np.int64]]:
+    """The rows of every site, in the order of the study's list of sites."""
+    partition = section.partition
+    if partition.kind == "natural":
+        number = {site: index for index, site in enumerate(partition.sites)}
+        owner = np.array([number[site] for site in table.sites], dtype=np.int64)
+    else:
+        keys = table.unit_keys()
+        units = sorted(set(keys))
+        index = {unit: position for position, unit in enumerate(units)}
+        position_of = np.array([index[key] for key in keys], dtype=np.int64)
+        # A person with several labels goes where the label of one record says.
+        label_of = np.zeros(len(units), dtype=np.int64)
+        label_of[position_of[::-1]] = table.labels[::-1]
+        divide = _home if partition.kind == "home" else _dirichlet
+        owner = divide(units, label_of, table.label_names, partition, section.seed)
+        owner = owner[position_of]
+    return {
+        site: np.flatnonzero(owner == index)
+        for index, site in enumerate(partition.sites)
+    }
+
+
+def _home(
+    units: Sequence[str],
+    label_of: NDArray[np.int64],
+    label_names: tuple[str, ...],
+    partition: PartitionSection,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Home site with probability ``home_share``, else one of the other sites."""
+    num_sites, share = len(partition.sites), partition.home_share or 0.0
+    home_of = np.full(len(label_names), -1, dtype=np.int64)
+    for index, site in enumerate(partition.sites):
+        for label in (partition.home or {}).get(site, ()):
+            if label not in label_names:
+                raise DataError(
+                    f"data.partition.home: unknown label {label!r}; "
+                    f"{nearest(label, label_names)}"
+                )
+            home_of[label_names.index(label)] = index
+    home = home_of[label_of]
+    draws = stable_uniforms(seed, "home", units)
+    # The same draw decides both: given that it is at or above the share, its
+    # position there is uniform again.
+    rest = (draws - share) / (1.0 - share) if share < 1.0 else np.zeros_like(draws)
+    other = np.minimum((rest * (num_sites - 1)).astype(np.int64), num_sites - 2)
+    away = other + (other >= home)  # skips the home site
+    anywhere = np.minimum((draws * num_sites).astype(np.int64), num_sites - 1)
+    return np.where(home < 0, anywhere, np.where(draws < share, home, away))
+
+
+def _dirichlet(
+    units: Sequence[str],
+    label_of: NDArray[np.int64],
+    _label_names: tuple[str, ...],
+    partition: PartitionSection,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Shares of every label drawn from Dirichlet(alpha) (Yurochkin et al., 2019)."""
+    # Read when the library is first imported: nothing may call home.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import datasets  # noqa: PLC0415 (two seconds that other partitions need not pay)
+    from flwr_datasets.partitioner import DirichletPartitioner  # noqa: PLC0415
+
+    num_sites = len(partition.sites)
+    alpha = partition.alpha or 0.0
+    divider = DirichletPartitioner(
+        num_partitions=num_sites,
+        partition_by="label",
+        alpha=alpha,
+        min_partition_size=_MIN_DIRICHLET_UNITS,
+        seed=seed,
+    )
+    divider.dataset = datasets.Dataset.from_dict(
+        {"label": label_of.tolist(), "position": list(range(len(units)))}
+    )
+    owner = np.zeros(len(units), dtype=np.int64)
+    try:
+        with warnings.catch_warnings():
+            # It warns at every retry; the last failure is an error below.
+            warnings.simplefilter("ignore", UserWarning)
+            for index in range(num_sites):
+                owner[list(divider.load_partition(index)["position"])] = index
+    except ValueError as error:
+        raise DataError(
+            f"data.partition: no Dirichlet draw with alpha {alpha:g} gives all "
+            f"{num_sites} sites {_MIN_DIRICHLET_UNITS} units; raise alpha"
+        ) from error
+    return owner

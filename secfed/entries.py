@@ -1,0 +1,201 @@
+"""What the entries of a ledger say.
+
+One frozen type per kind. ``to_body()`` gives the JSON object of the entry and
+``parse_body`` reads it back strictly: a missing, extra or mistyped field is
+refused, when it is written and when it is verified.
+
+======================  ====================================================
+kind                    body
+======================  ====================================================
+``study``               which study this ledger belongs to; always entry 0
+``plan``                each site's privacy plan and the secure-sum
+                        parameters, before anything is spent; always entry 1
+``round``               a completed round: who took part, what was spent
+``round-interrupted``   a started round without a sum; spent all the same
+``release``             the final adapter; always last
+======================  ====================================================
+
+Sites appear by name. Nothing here is private: no counts of records, no losses.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from secfed.canonical import canonical_json
+
+__all__ = [
+    "KINDS",
+    "Body",
+    "InterruptedEntry",
+    "JsonObject",
+    "PlanEntry",
+    "ReleaseEntry",
+    "RoundEntry",
+    "StudyEntry",
+    "parse_body",
+]
+
+JsonObject = dict[str, Any]
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SiteName = Annotated[str, Field(min_length=1, max_length=200)]
+Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RoundNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    kind: ClassVar[str]
+
+    def to_body(self) -> JsonObject:
+        """The entry's JSON object."""
+        body: JsonObject = self.model_dump(mode="json")
+        return body
+
+
+class StudyEntry(_Body):
+    """The study that this ledger belongs to.
+
+    ``study_digest`` is the digest of ``study.json``; ``simulation_seed`` repeats
+    the study's, so that the ledger alone tells a simulation from a real run.
+    """
+
+    kind: ClassVar[str] = "study"
+
+    study_digest: Sha256
+    name: str
+    method: str
+    model_sha256: Sha256 | None
+    simulation_seed: int | None
+    coordinator_key: Sha256
+    secfed_version: str
+
+
+class PlanEntry(_Body):
+    """What was fixed before the first round.
+
+    ``sites`` maps every site to its ``PrivacyPlan.to_json()``, or to None in a
+    run without privacy (``private`` false). ``identities`` maps every site to
+    its public identity key in hexadecimal. ``initial_adapter_sha256`` is the
+    digest of ``adapters/round-000.safetensors``.
+    """
+
+    kind: ClassVar[str] = "plan"
+
+    private: bool
+    sites: dict[SiteName, JsonObject | None]
+    identities: dict[SiteName, Sha256]
+    threshold: int
+    max_colluders: int
+    ring_bits: int
+    mode: Literal["malicious", "semi-honest"]
+    initial_adapter_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _plans_where_private(self) -> Self:
+        for site, plan in self.sites.items():
+            if (plan is not None) != self.private:
+                raise ValueError(f"{site}: a private run has a plan for every site")
+        if self.identities.keys() - self.sites.keys():
+            raise ValueError("identities of sites without a plan entry")
+        return self
+
+
+class _Started(_Body):
+    round: RoundNumber
+    attempt: int = Field(ge=1)
+    participants: tuple[SiteName, ...]
+    spent: dict[SiteName, JsonObject]
+    epsilon: dict[SiteName, Epsilon]
+
+    @model_validator(mode="after")
+    def _each_participant_once(self) -> Self:
+        if len(set(self.participants)) != len(self.participants):
+            raise ValueError("a participant is listed twice")
+        if not self.spent.keys() <= set(self.participants):
+            raise ValueError("a site that did not take part spent something")
+        if self.epsilon.keys() != self.spent.keys():
+            raise ValueError("epsilon and spent name different sites")
+        return self
+
+
+class RoundEntry(_Started):
+    """A completed round.
+
+    ``spent`` maps each participant to its reserved privacy event, survivors and
+    dropouts alike; ``epsilon`` is its total after this round. ``dropouts`` maps
+    a site to the phase after which it was gone. ``aggregate_sha256`` is the
+    digest of the unmasked ring total, ``adapter_sha256`` that of
+    ``adapters/round-<round>.safetensors``.
+    """
+
+    kind: ClassVar[str] = "round"
+
+    survivors: tuple[SiteName, ...]
+    dropouts: dict[SiteName, str]
+    aggregate_sha256: Sha256
+    adapter_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _survivors_and_dropouts(self) -> Self:
+        if len(set(self.survivors)) != len(self.survivors):
+            raise ValueError("a survivor is listed twice")
+        if set(self.survivors) & self.dropouts.keys():
+            raise ValueError("a site is both a survivor and a dropout")
+        if set(self.survivors) | self.dropouts.keys() != set(self.participants):
+            raise ValueError("survivors and dropouts are not the participants")
+        return self
+
+
+class InterruptedEntry(_Started):
+    """A round that started and gave no sum: a crash, an abort, a signal.
+
+    Its participants are the sites that had reserved their event. The events
+    count as spent, the adapter stays what it was, and the round is not repeated.
+    """
+
+    kind: ClassVar[str] = "round-interrupted"
+
+    reason: str
+
+
+class ReleaseEntry(_Body):
+    """The final adapter and the statement that travels with it."""
+
+    kind: ClassVar[str] = "release"
+
+    adapter_sha256: Sha256
+    config_sha256: Sha256
+    statement_sha256: Sha256
+    rounds_completed: int = Field(ge=0)
+    rounds_interrupted: int = Field(ge=0)
+
+
+Body = StudyEntry | PlanEntry | RoundEntry | InterruptedEntry | ReleaseEntry
+
+KINDS: dict[str, type[Body]] = {
+    "study": StudyEntry,
+    "plan": PlanEntry,
+    "round": RoundEntry,
+    "round-interrupted": InterruptedEntry,
+    "release": ReleaseEntry,
+}
+
+
+def parse_body(kind: str, body: object) -> Body:
+    """Read an entry's JSON object into its type.
+
+    Raises:
+        ValueError: The kind is unknown or a field is missing, extra or wrong.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    try:
+        return KINDS[kind].model_validate_json(canonical_json(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{kind}: {where}: {first['msg']}") from error

@@ -1,0 +1,131 @@
+"""Everything secfed raises on purpose.
+
+Each class carries the process exit code that the command line answers with
+(``exit_code``), so that a script can tell a refusal from a mistake:
+
+===  ==========================================
+  1  anything else
+  2  usage, study, data or model file
+  3  verification failed
+  4  refused by policy or budget
+  5  a round was aborted
+===  ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = [
+    "BudgetExceededError",
+    "CodecError",
+    "DataError",
+    "LedgerError",
+    "ModelError",
+    "PlanError",
+    "PolicyError",
+    "RoundAbortedError",
+    "RunDirectoryError",
+    "SecfedError",
+    "StudyError",
+    "TrainingError",
+    "VerificationError",
+]
+
+
+class SecfedError(Exception):
+    """Base of all secfed errors; the text says what, where and what to do next."""
+
+    exit_code = 1
+
+
+class StudyError(SecfedError):
+    """A study or site file is missing, malformed or contradicts itself."""
+
+    exit_code = 2
+
+    def __init__(self, path: str | Path, key: str, message: str) -> None:
+        self.path = str(path)
+        self.key = key
+        where = f"{self.path}: {key}" if key else self.path
+        super().__init__(f"{where}: {message}")
+
+
+class DataError(SecfedError):
+    """A site's records cannot be read or do not fit the study's schema."""
+
+    exit_code = 2
+
+
+class ModelError(SecfedError):
+    """The base model is missing, has another digest, or cannot be adapted."""
+
+    exit_code = 2
+
+
+class PlanError(SecfedError):
+    """No privacy plan exists for what was asked (epsilon, delta, sizes)."""
+
+    exit_code = 2
+
+
+class RunDirectoryError(SecfedError):
+    """A run directory belongs to another study or cannot be continued."""
+
+    exit_code = 2
+
+
+class CodecError(SecfedError):
+    """An update cannot be encoded: NaN, infinity, shape or headroom."""
+
+
+class TrainingError(SecfedError):
+    """A check of the private training step failed; nothing left the site."""
+
+
+class PolicyError(SecfedError):
+    """A site's own policy does not allow what the study asks."""
+
+    exit_code = 4
+
+
+class BudgetExceededError(SecfedError):
+    """A round would spend more than the site's privacy budget holds."""
+
+    exit_code = 4
+
+    def __init__(self, site: str, message: str) -> None:
+        self.site = site
+        super().__init__(f"{site}: {message}")
+
+
+class RoundAbortedError(SecfedError):
+    """A round of secure aggregation ended without a sum.
+
+    Args:
+        phase: The protocol phase in which it ended.
+        blamed: Who deviated; empty when nobody cheated but too few were left.
+        message: What happened and what to do next.
+    """
+
+    exit_code = 5
+
+    def __init__(self, phase: str, blamed: Sequence[str], message: str) -> None:
+        self.phase = phase
+        self.blamed = tuple(blamed)
+        super().__init__(f"round aborted in phase {phase}: {message}")
+
+
+class VerificationError(SecfedError):
+    """Evidence does not verify."""
+
+    exit_code = 3
+
+
+class LedgerError(VerificationError):
+    """A ledger entry is missing, altered, reordered or wrongly signed."""
+
+    def __init__(self, entry: int, message: str) -> None:
+        self.entry = entry
+        super().__init__(f"ledger entry {entry}: {message}")

@@ -1,0 +1,137 @@
+"""What a site's operator allows; it outranks every study and fails closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from secfed.errors import PolicyError
+from secfed.study import METHODS, MIN_SITES, MIN_UNITS, Study
+from secfed.study.reading import ContradictionError, Table, checked, read_toml
+from secfed.study.sections import Sha256, SiteName, Texts, check_method
+
+__all__ = ["SitePolicy", "check", "load_policy"]
+
+_Digests = Annotated[
+    tuple[Sha256, ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
+
+
+class SitePolicy(Table):
+    """The limits of one data set at one site.
+
+    Guarantees:
+        No file lowers the floors: ``min_units >= 10``, ``min_sites >= 3`` and
+        at least two more sites than colluders, malicious mode. What is not
+        allowed by name is refused.
+    """
+
+    format: Literal[1]
+    population: SiteName
+    max_epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    min_units: Annotated[int, Field(ge=MIN_UNITS)] = MIN_UNITS
+    min_sites: Annotated[int, Field(ge=MIN_SITES)] = MIN_SITES
+    allowed_methods: Texts
+    allowed_model_sha256: _Digests
+    require_mode: Literal["malicious"] = "malicious"
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> Self:
+        for index, name in enumerate(self.allowed_methods):
+            check_method(f"allowed_methods[{index + 1}]", name)
+        if not self.allowed_methods:
+            raise ContradictionError(
+                "allowed_methods", f"name at least one of: {', '.join(METHODS)}"
+            )
+        return self
+
+
+def load_policy(path: str | Path) -> SitePolicy:
+    """Read and check a site's policy file.
+
+    Raises:
+        StudyError: Missing, not UTF-8, not TOML, an unknown key, or a value
+            below a floor.
+    """
+    return checked(SitePolicy, read_toml(Path(path)), path)
+
+
+def check(policy: SitePolicy, study: Study, num_units: int) -> None:
+    """Let a study pass, or say everything that stands against it.
+
+    Args:
+        policy: The site's own rules.
+        study: What the coordinator asks for.
+        num_units: Privacy units at this site; it does not appear in errors.
+
+    Raises:
+        PolicyError: At least one rule refuses; the message lists all that do.
+    """
+    refusals = [text for rule in _RULES for text in rule(policy, study, num_units)]
+    if refusals:
+        listed = "".join(f"\n  - {text}" for text in refusals)
+        raise PolicyError(
+            f"the policy of {policy.population!r} refuses study {study.name!r}:{listed}"
+        )
+
+
+_Rule = Callable[[SitePolicy, Study, int], list[str]]
+
+
+def _privacy(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
+    asked = study.privacy
+    refusals = []
+    if asked.epsilon > policy.max_epsilon:
+        refusals.append(
+            f"privacy.epsilon {asked.epsilon:g} is above max_epsilon "
+            f"{policy.max_epsilon:g}"
+        )
+    if asked.delta > policy.delta:
+        refusals.append(
+            f"privacy.delta {asked.delta:g} is above delta {policy.delta:g}"
+        )
+    return refusals
+
+
+def _cohort(policy: SitePolicy, study: Study, num_units: int) -> list[str]:
+    refusals = []
+    # The floors are repeated here, so that a policy built in code obeys them too.
+    if num_units < max(policy.min_units, MIN_UNITS):
+        refusals.append(
+            f"this site holds fewer than {max(policy.min_units, MIN_UNITS)} "
+            f"units (min_units)"
+        )
+    least = max(policy.min_sites, MIN_SITES, study.secagg.colluders + 2)
+    if len(study.sites) < least:
+        refusals.append(
+            f"{len(study.sites)} sites are fewer than {least} (min_sites, and two "
+            "more than secagg.colluders)"
+        )
+    return refusals
+
+
+def _mode(_policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
+    if study.secagg.mode == "malicious":
+        return []
+    return [f"secagg.mode {study.secagg.mode!r} is not 'malicious'"]
+
+
+def _allowed(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
+    refusals = []
+    if study.training.method not in policy.allowed_methods:
+        refusals.append(
+            f"training.method {study.training.method!r} is not in allowed_methods"
+        )
+    if study.model.sha256 not in policy.allowed_model_sha256:
+        refusals.append(
+            f"model.sha256 {study.model.sha256} is not in allowed_model_sha256"
+        )
+    return refusals
+
+
+_RULES: tuple[_Rule, ...] = (_privacy, _cohort, _mode, _allowed)

@@ -1,0 +1,218 @@
+"""What a comparison allows one to say, and no more.
+
+Scores of two methods are compared per seed, so that what a seed does to both
+cancels. With three seeds or more the mean difference carries a 95 % t-interval
+and an interval that covers zero reads "no difference"; with fewer seeds the
+sentence says which is ahead and that this decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secfed.report.results import HEAD_ONLY, Arm, Comparison
+
+__all__ = ["MIN_SEEDS", "PairedDifference", "conclude", "paired_differences"]
+
+MIN_SEEDS = 3
+"""Below three pairs a t-interval says nothing worth printing."""
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Accuracy of ``first`` minus accuracy of ``second``, seed by seed."""
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean difference."""
+        return statistics.fmean(self.differences)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % t-interval of the mean; None below ``MIN_SEEDS`` seeds."""
+        count = len(self.differences)
+        if count < MIN_SEEDS:
+            return None
+        spread = statistics.stdev(self.differences) / math.sqrt(count)
+        half = _t_quantile(count - 1) * spread
+        return self.mean - half, self.mean + half
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, ``no difference``, or ``undecided``."""
+        if self.interval is None:
+            return "undecided"
+        low, high = self.interval
+        if low > 0:
+            return "better"
+        return "worse" if high < 0 else "no difference"
+
+    @property
+    def text(self) -> str:
+        """One clause for people, in points of accuracy."""
+        clause = f"{self.first} against {self.second}: {100 * self.mean:+.1f} points"
+        if self.interval is None:
+            return clause
+        low, high = self.interval
+        bounds = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+        return f"{clause} {bounds}, {self.verdict}"
+
+
+def paired_differences(comparison: Comparison) -> tuple[PairedDifference, ...]:
+    """Every private adapter method against the head alone, then among each other."""
+    scores = _scores_by_method(comparison)
+    adapters = [m for m in scores if m != HEAD_ONLY]
+    pairs = [(method, HEAD_ONLY) for method in adapters if HEAD_ONLY in scores]
+    pairs += [
+        (first, second)
+        for index, first in enumerate(adapters)
+        for second in adapters[index + 1 :]
+    ]
+    found = []
+    for first, second in pairs:
+        seeds = tuple(sorted(scores[first].keys() & scores[second].keys()))
+        if seeds:
+            gaps = tuple(scores[first][s] - scores[second][s] for s in seeds)
+            found.append(PairedDifference(first, second, seeds, gaps))
+    return tuple(found)
+
+
+def conclude(comparison: Comparison | Mapping[str, Any]) -> str:
+    """The conclusion of a comparison, in sentences.
+
+    Args:
+        comparison: The parsed ``comparison.json``; its own ``conclusion`` is
+            not read.
+
+    Raises:
+        RunDirectoryError: The mapping is not a comparison.
+    """
+    if not isinstance(comparison, Comparison):
+        comparison = Comparison.from_json(comparison)
+    scores = _scores_by_method(comparison)
+    if not scores:
+        return "No private method finished, so there is nothing to conclude."
+    pairs = paired_differences(comparison)
+    seeds = min((len(pair.seeds) for pair in pairs), default=1)
+    sentences = [_majority(comparison, scores)]
+    if not pairs:
+        sentences.append(_ranking(scores))
+    elif seeds >= MIN_SEEDS:
+        sentences += _with_intervals(pairs, seeds)
+    else:
+        sentences += _without_intervals(pairs, scores, seeds)
+    if HEAD_ONLY not in scores:
+        sentences.append(
+            "The private head alone was not run, so whether the adapters earn their "
+            "privacy is unknown."
+        )
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _with_intervals(pairs: Sequence[PairedDifference], seeds: int) -> list[str]:
+    listed = "; ".join(pair.text for pair in pairs)
+    sentences = [
+        f"Over {seeds} seeds, mean paired differences in accuracy with 95 % "
+        f"t-intervals: {listed}."
+    ]
+    against_head = [pair for pair in pairs if pair.second == HEAD_ONLY]
+    better = [pair.first for pair in against_head if pair.verdict == "better"]
+    if better:
+        sentences.append(f"{_join(better)} beats the private head alone.")
+    elif against_head and all(pair.verdict == "worse" for pair in against_head):
+        sentences.append("The private head alone is better than the adapters here.")
+    elif against_head:
+        sentences.append(
+            "Here the adapters do not beat the private head alone: no interval lies "
+            "above zero."
+        )
+    if len(pairs) > 1:
+        sentences.append(
+            f"The {len(pairs)} intervals are not corrected for being several."
+        )
+    return sentences
+
+
+def _without_intervals(
+    pairs: Sequence[PairedDifference],
+    scores: Mapping[str, Mapping[int, float]],
+    seeds: int,
+) -> list[str]:
+    sentences = [_ranking(scores)]
+    against_head = [pair for pair in pairs if pair.second == HEAD_ONLY]
+    ahead = [pair for pair in against_head if pair.mean > 0]
+    if against_head:
+        subject = _join([pair.first for pair in ahead]) if ahead else "no adapter"
+        sentences.append(
+            f"In this run {subject} "
+            f"{'is' if len(ahead) <= 1 else 'are'} ahead of the private head alone "
+            f"({'; '.join(pair.text for pair in against_head)})."
+        )
+    count = "One seed" if seeds == 1 else f"{seeds} seeds"
+    sentences.append(
+        f"{count} cannot decide which is better; run compare with at least "
+        f"{MIN_SEEDS} seeds for intervals."
+    )
+    return sentences
+
+
+def _ranking(scores: Mapping[str, Mapping[int, float]]) -> str:
+    means = {method: statistics.fmean(by.values()) for method, by in scores.items()}
+    ranked = sorted(means, key=lambda method: (-means[method], method))
+    first, *others = (f"{name} ({100 * means[name]:.1f} %)" for name in ranked)
+    if not others:
+        return f"{first} is the only private method."
+    return f"{first} is ahead of {_join(others)} in accuracy."
+
+
+def _majority(
+    comparison: Comparison, scores: Mapping[str, Mapping[int, float]]
+) -> str:
+    majority = comparison.majority.accuracy
+    if majority is None:
+        return ""
+    low = {method: min(by.values()) for method, by in scores.items()}
+    failed = [method for method, score in low.items() if score <= majority]
+    if failed:
+        return (
+            f"{_join(failed)} did not learn: always naming the most frequent class "
+            f"scores {100 * majority:.1f} %."
+        )
+    return f"All private methods are above the majority class ({100 * majority:.1f} %)."
+
+
+def _scores_by_method(comparison: Comparison) -> dict[str, dict[int, float]]:
+    scores: dict[str, dict[int, float]] = {}
+    for arm in comparison.arms:
+        accuracy = arm.final.accuracy
+        if accuracy is not None and (arm.has_adapters or _is_private_head(arm)):
+            scores.setdefault(arm.method, {})[arm.seed] = accuracy
+    return scores
+
+
+def _is_private_head(arm: Arm) -> bool:
+    return arm.method == HEAD_ONLY and arm.is_private
+
+
+def _join(names: Sequence[str]) -> str:
+    if len(names) <= 1:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _t_quantile(degrees: int) -> float:
+    # Imported here: scipy.stats takes longer to load than everything else.
+    from scipy import stats  # noqa: PLC0415
+
+    return float(stats.t.ppf(0.5 + _CONFIDENCE / 2, degrees))

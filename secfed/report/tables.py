@@ -1,0 +1,313 @@
+"""The comparison as a table: for a terminal, as CSV and as the report's rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from secfed.report.results import NON_PRIVATE, Arm, Comparison
+
+__all__ = [
+    "COLUMNS",
+    "UNKNOWN",
+    "Row",
+    "comparison_rows",
+    "csv_text",
+    "format_bytes",
+    "format_epsilon",
+    "format_number",
+    "format_percent",
+    "round_up",
+    "sum_text",
+    "terminal_tables",
+    "write_csv",
+]
+
+UNKNOWN = "UNKNOWN"
+NOT_PRIVATE = "NOT PRIVATE"
+_NONE = "-"
+_TINY = 1e-9
+
+COLUMNS = (
+    "arm",
+    "method",
+    "kind",
+    "seed",
+    "accuracy",
+    "macro_f1",
+    "epsilon_worst_site",
+    "noise_measured",
+    "noise_closed_form",
+    "quadratic_share",
+    "aggregation_gap",
+    "bytes_up",
+    "bytes_down",
+    "seconds",
+    "trainable",
+    "rounds_completed",
+    "rounds_interrupted",
+)
+"""The columns of ``comparison.csv``; empty where a number does not exist."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm, or the majority class, with what the tables show of it.
+
+    Noise energies and the gap are means over the rounds; ``quadratic_share`` is
+    the mean of the rounds' shares. ``epsilon_text`` never hides a missing
+    guarantee: it reads NOT PRIVATE, UNKNOWN, a number, or ``-`` for the
+    majority class, which learns nothing.
+    """
+
+    name: str
+    arm: Arm | None
+    accuracy: float | None
+    macro_f1: float | None
+    epsilon_text: str
+    measured: float | None = None
+    closed_form: float | None = None
+    quadratic_share: float | None = None
+    aggregation_gap: float | None = None
+
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether the row must be marked NOT PRIVATE."""
+        return self.epsilon_text == NOT_PRIVATE
+
+    @property
+    def cells(self) -> Mapping[str, str]:
+        """Every cell as text for people."""
+        arm = self.arm
+        return {
+            "name": self.name,
+            "accuracy": format_percent(self.accuracy),
+            "macro_f1": format_percent(self.macro_f1),
+            "epsilon": self.epsilon_text,
+            "measured": format_number(self.measured),
+            "closed_form": format_number(self.closed_form),
+            "quadratic_share": format_percent(self.quadratic_share),
+            "aggregation_gap": format_percent(self.aggregation_gap),
+            "up": format_bytes(None if arm is None else arm.bytes_up),
+            "down": format_bytes(None if arm is None else arm.bytes_down),
+            "seconds": _NONE if arm is None or arm.seconds is None
+            else f"{arm.seconds:.0f}",
+            "trainable": _NONE if arm is None or arm.trainable is None
+            else f"{arm.trainable:,}",
+        }
+
+
+def comparison_rows(comparison: Comparison) -> tuple[Row, ...]:
+    """The rows in reading order: the majority class first, then every arm."""
+    majority = Row(
+        name="majority class",
+        arm=None,
+        accuracy=comparison.majority.accuracy,
+        macro_f1=comparison.majority.macro_f1,
+        epsilon_text=_NONE,
+    )
+    simulated = comparison.simulation_seed is not None
+    return (majority, *(_row(arm, simulated=simulated) for arm in comparison.arms))
+
+
+def _row(arm: Arm, *, simulated: bool) -> Row:
+    noise = [report for _, report in arm.noise_rounds]
+    return Row(
+        name=arm.name,
+        arm=arm,
+        accuracy=arm.final.accuracy,
+        macro_f1=arm.final.macro_f1,
+        epsilon_text=format_epsilon(arm, simulated=simulated),
+        measured=_mean([n.measured for n in noise]),
+        closed_form=_mean([n.closed_form for n in noise]),
+        quadratic_share=_mean([n.quadratic_share for n in noise]),
+        aggregation_gap=_mean([n.aggregation_gap for n in noise]),
+    )
+
+
+def terminal_tables(comparison: Comparison) -> Group:
+    """Two tables that fit 80 columns, the recovered dropouts and the budgets."""
+    rows = comparison_rows(comparison)
+    parts = [
+        _table(
+            "Scores on the public hold-out, and what they cost in privacy",
+            (
+                ("arm", "name"),
+                ("accuracy", "accuracy"),
+                ("macro-F1", "macro_f1"),
+                ("epsilon, worst site", "epsilon"),
+                ("trainable", "trainable"),
+                ("seconds", "seconds"),
+            ),
+            rows,
+        ),
+        _table(
+            "Noise energy in the weights (mean per round), and traffic in MB",
+            (
+                ("arm", "name"),
+                ("measured", "measured"),
+                ("closed form", "closed_form"),
+                ("quadratic", "quadratic_share"),
+                ("gap", "aggregation_gap"),
+                ("up", "up"),
+                ("down", "down"),
+            ),
+            [row for row in rows if row.arm is not None],
+        ),
+    ]
+    if comparison.dropouts:
+        parts.append(_dropout_table(comparison))
+    if comparison.budget:
+        parts.append(_budget_table(comparison))
+    return Group(*parts)
+
+
+def _table(
+    title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Row]
+) -> Table:
+    table = _empty(title)
+    for heading, key in columns:
+        left = key == "name"
+        table.add_column(
+            heading, justify="left" if left else "right", no_wrap=not left
+        )
+    for row in rows:
+        style = "bold red" if row.is_unprotected else ""
+        table.add_row(*(Text(row.cells[key], style=style) for _, key in columns))
+    return table
+
+
+def _dropout_table(comparison: Comparison) -> Table:
+    table = _empty("Dropouts, and the sum of the sites that stayed")
+    for heading in ("arm", "round", "site", "gone after", "sum"):
+        table.add_column(heading, justify="right" if heading == "round" else "left")
+    for lost in comparison.dropouts:
+        table.add_row(
+            Text(lost.arm),
+            str(lost.round),
+            Text(lost.site),
+            Text(lost.phase),
+            sum_text(lost.sum_exact),
+        )
+    return table
+
+
+def _budget_table(comparison: Comparison) -> Table:
+    table = _empty("Privacy budget of each site, all arms together")
+    table.add_column("site")
+    for heading in ("epsilon spent", "limit", "left"):
+        table.add_column(heading, justify="right")
+    for entry in comparison.budget:
+        table.add_row(
+            Text(entry.site),
+            UNKNOWN if entry.spent is None else round_up(entry.spent),
+            UNKNOWN if entry.limit is None else f"{entry.limit:g}",
+            UNKNOWN if entry.left is None else f"{entry.left:.2f}",
+        )
+    return table
+
+
+def _empty(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None)
+
+
+def sum_text(sum_exact: bool | None) -> str:  # noqa: FBT001
+    """What the comparison with the plain sum said."""
+    if sum_exact is None:
+        return UNKNOWN
+    return "sum exact" if sum_exact else "SUM WRONG"
+
+
+def csv_text(comparison: Comparison) -> str:
+    """The comparison as CSV with the columns ``COLUMNS``, one line per arm."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in comparison_rows(comparison):
+        writer.writerow([_csv_cell(value) for value in _csv_values(row)])
+    return buffer.getvalue()
+
+
+def write_csv(comparison: Comparison | Mapping[str, Any], path: str | Path) -> None:
+    """Write ``csv_text`` to a file, replacing it."""
+    if not isinstance(comparison, Comparison):
+        comparison = Comparison.from_json(comparison)
+    Path(path).write_text(csv_text(comparison), encoding="utf-8", newline="")
+
+
+def _csv_values(row: Row) -> tuple[object, ...]:
+    arm = row.arm
+    if arm is None:
+        scores = (row.accuracy, row.macro_f1)
+        return ("majority", "majority", "baseline", None, *scores, *(None,) * 11)
+    return (
+        arm.name,
+        arm.method,
+        arm.kind,
+        arm.seed,
+        row.accuracy,
+        row.macro_f1,
+        arm.epsilon_max,
+        row.measured,
+        row.closed_form,
+        row.quadratic_share,
+        row.aggregation_gap,
+        arm.bytes_up,
+        arm.bytes_down,
+        arm.seconds,
+        arm.trainable,
+        len(arm.trained_rounds),
+        sum(r.status != "completed" for r in arm.rounds),
+    )
+
+
+def _csv_cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return str(int(value)) if value == int(value) else repr(value)
+    text = str(value)
+    # A spreadsheet would run a cell that starts like a formula.
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
+
+
+def format_epsilon(arm: Arm, *, simulated: bool = False) -> str:
+    """The worst site's epsilon, or why there is none."""
+    if arm.kind == NON_PRIVATE or simulated:
+        return NOT_PRIVATE
+    return UNKNOWN if arm.epsilon_max is None else round_up(arm.epsilon_max)
+
+
+def round_up(epsilon: float) -> str:
+    """Two digits; what is shown is never less than what was spent."""
+    return f"{math.ceil(100 * epsilon - _TINY) / 100:.2f}"
+
+
+def format_percent(value: float | None) -> str:
+    """A share between 0 and 1 as per cent; ``-`` when there is none."""
+    return _NONE if value is None else f"{100 * value:.1f} %"
+
+
+def format_number(value: float | None) -> str:
+    """Three significant digits; ``-`` when there is none."""
+    return _NONE if value is None else f"{value:.3g}"
+
+
+def format_bytes(value: float | None) -> str:
+    """Megabytes (10^6 bytes) with two digits; ``-`` when there is none."""
+    return _NONE if value is None else f"{value / 1e6:.2f}"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

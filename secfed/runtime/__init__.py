@@ -1,0 +1,1 @@
+"""Where a study runs: the round loop and everything around it."""

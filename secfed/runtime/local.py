@@ -1,0 +1,240 @@
+"""The local runtime: every site and the coordinator in one process.
+
+``run_arm`` is the round loop. What it does to the disk stands in ``record.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from secfed.amplification import NoiseLevels, measure, sgd_noise_std
+from secfed.client import BudgetGuard, NoGuard, Site
+from secfed.errors import RoundAbortedError
+from secfed.evaluation import evaluate
+from secfed.policy import SitePolicy
+from secfed.report.html import build_report
+from secfed.runtime.directory import create_run
+from secfed.runtime.progress import Progress
+from secfed.runtime.record import Arm, ArmRecord
+from secfed.runtime.rounds import RoundResult, play_round
+from secfed.runtime.setup import Prepared, prepare, random_stream
+from secfed.strategies import check_maskable, get_strategy, trained_names
+from secfed.strategies.base import ServerState, Strategy
+from secfed.study import Study
+from secfed.training import LocalUpdate, train_privately, train_without_privacy
+from secfed.types import LORA_A, LORA_B, Adapter
+
+__all__ = ["run_arm", "run_study"]
+
+
+def run_study(
+    study: Study,
+    base_dir: Path,
+    run_dir: Path,
+    policy: SitePolicy,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run one study to its release; continues where an earlier call stopped.
+
+    Returns:
+        The arm as in ``comparison.json``.
+
+    Raises:
+        SecfedError: What went wrong; the run directory stays resumable.
+    """
+    check_maskable(get_strategy(study.training.method))
+    record = create_run(run_dir, study, base_dir, policy, kind="run")
+    prepared = prepare(study, base_dir, policy, progress)
+    arm = Arm(name=study.training.method, study=study)
+    progress.arm(arm.name, 1, 1)
+    return run_arm(
+        arm, prepared, run_dir, run_dir / "private", record.run_id, policy, progress
+    )
+
+
+def run_arm(
+    arm: Arm,
+    prepared: Prepared,
+    arm_dir: Path,
+    private_dir: Path,
+    run_id: str,
+    policy: SitePolicy,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The round loop of one arm, from its first missing round to its release.
+
+    1. open keys, budgets and the ledger; settle what an interruption left;
+    2. for each remaining round: train, sum, apply, evaluate, commit;
+    3. write the statement, the release, the report and the manifest.
+
+    Returns:
+        The arm's object of ``comparison.json``.
+    """
+    strategy = check_maskable(get_strategy(arm.study.training.method))
+    # 1
+    with ArmRecord(arm, prepared, arm_dir, private_dir, run_id, policy) as record:
+        start = strategy.init(prepared.start, arm.study.adapter.seed)
+        state = record.recover(start, _scores(prepared, start.adapter), progress)
+        # 2
+        rounds = arm.study.training.rounds
+        for round_number in range(record.next_round, rounds + 1):
+            progress.round(arm.name, round_number, rounds)
+            state = _play(record, strategy, prepared, state, round_number, progress)
+        # 3
+        if not record.released:
+            record.release(state.adapter)
+            build_report(arm_dir)
+        record.seal()
+        return record.summary(trained_names(strategy, start.adapter, 1))
+
+
+def _play(
+    record: ArmRecord,
+    strategy: Strategy,
+    prepared: Prepared,
+    before: ServerState,
+    round_number: int,
+    progress: Progress,
+) -> ServerState:
+    """One round, committed by its ledger entry; an aborted one is recorded."""
+    started = time.perf_counter()
+    arm = record.arm
+    trains = trained_names(strategy, before.adapter, round_number)
+    try:
+        played = play_round(
+            arm.study,
+            record.sites,
+            _guards(record),
+            before.adapter,
+            trains,
+            lambda site: _train(arm, prepared, site, before, trains, round_number),
+            round_number,
+            prepared.base.digest,
+            arm.name,
+            progress,
+        )
+        after = strategy.apply(before, played.result.mean, round_number)
+    except RoundAbortedError as error:
+        record.interrupted(round_number, str(error))
+        raise
+    metrics = {
+        "round": round_number,
+        "status": "completed",
+        **_scores(prepared, after.adapter),
+        "survivors": list(played.result.survivors),
+        "dropouts": dict(played.result.dropouts),
+        "silent": dict(played.result.silent),
+        "sums_equal": played.sums_equal,
+        "saturated": played.result.saturated,
+        "bytes_up": played.bytes_up,
+        "bytes_down": played.bytes_down,
+        "seconds": round(time.perf_counter() - started, 3),
+        "epsilon": record.epsilon(),
+        "noise": _noise(record, prepared, before, played, trains),
+    }
+    record.commit(after.adapter, played, metrics)
+    progress.finished_round(metrics)
+    return after
+
+
+def _guards(record: ArmRecord) -> Mapping[str, BudgetGuard | NoGuard]:
+    """Who asks before training: the budget, except in the non-private baseline."""
+    if not record.arm.private:
+        return {name: NoGuard() for name in record.sites}
+    return {
+        name: BudgetGuard(budget, record.run_id)
+        for name, budget in record.budgets.items()
+    }
+
+
+def _train(
+    arm: Arm,
+    prepared: Prepared,
+    site: Site,
+    before: ServerState,
+    trains: tuple[str, ...],
+    round_number: int,
+) -> LocalUpdate:
+    stream = random_stream(
+        arm.study, arm.name, str(round_number), site.name, "training"
+    )
+    if not arm.private:
+        return train_without_privacy(
+            prepared.model, before.adapter, trains, site.records, site.plan, stream
+        )
+    return train_privately(
+        prepared.model,
+        before.adapter,
+        trains,
+        site.records,
+        site.plan,
+        arm.study.training,
+        _learning_rate(arm),
+        stream,
+        keep_noiseless=True,
+    )
+
+
+def _scores(prepared: Prepared, adapter: Adapter) -> dict[str, float]:
+    scores = evaluate(
+        prepared.model, adapter, prepared.holdout, prepared.holdout_labels
+    )
+    return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
+
+
+def _noise(
+    record: ArmRecord,
+    prepared: Prepared,
+    before: ServerState,
+    played: RoundResult,
+    trains: tuple[str, ...],
+) -> dict[str, Any] | None:
+    """The round's noise in the weights, measured by the simulator; else None."""
+    survivors = played.result.survivors
+    updates = [played.updates[site] for site in survivors]
+    clean = [u.noiseless for u in updates if u.noiseless is not None]
+    lora = any(name.endswith((LORA_A, LORA_B)) for name in trains)
+    if not record.arm.private or not lora:
+        return None
+    report = measure(
+        before.adapter,
+        [update.change for update in updates],
+        clean,
+        trains,
+        levels=_levels(record, survivors, trains),
+        initial=prepared.start,
+    )
+    return report.to_json()
+
+
+def _levels(
+    record: ArmRecord, survivors: tuple[str, ...], trains: tuple[str, ...]
+) -> NoiseLevels | None:
+    """The plan's noise per number of each survivor; only SGD has a closed form."""
+    training = record.arm.study.training
+    if training.optimizer != "sgd":
+        return None
+    std = [
+        sgd_noise_std(
+            plan.steps_per_round,
+            _learning_rate(record.arm),
+            plan.noise_multiplier,
+            plan.clip_norm,
+            plan.expected_batch,
+            momentum=training.momentum,
+        )
+        for plan in (record.sites[site].plan for site in survivors)
+    ]
+    zero = [0.0] * len(std)
+    return NoiseLevels.uniform(
+        std_a=std if any(name.endswith(LORA_A) for name in trains) else zero,
+        std_b=std if any(name.endswith(LORA_B) for name in trains) else zero,
+    )
+
+
+def _learning_rate(arm: Arm) -> float:
+    """The rate of the LoRA factors; a rule that trains none has no entry."""
+    return arm.study.training.learning_rate.get(arm.study.training.method, 0.0)

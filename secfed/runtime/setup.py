@@ -1,0 +1,180 @@
+"""Everything that is made once per run: model, features, plans, identities.
+
+The arms of a comparison share it, so the base model is loaded and the texts are
+encoded once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.keys import SigningKey, generate_identity
+from secfed.adapters import (
+    AdaptedModel,
+    attach_adapter,
+    head_from_names,
+    initial_adapter,
+)
+from secfed.data import load_sites
+from secfed.errors import RunDirectoryError
+from secfed.models import BaseModel, Features, encode_prefix, load_base_model
+from secfed.policy import SitePolicy
+from secfed.policy import check as check_policy
+from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
+from secfed.privacy.plan import PrivacyPlan, calibrate
+from secfed.runtime.progress import Progress
+from secfed.study import Study
+from secfed.training import PrivateRecords
+from secfed.types import Adapter
+
+__all__ = [
+    "Prepared",
+    "plan_sites",
+    "prepare",
+    "random_stream",
+    "site_identities",
+    "with_seed_of",
+]
+
+_NAME_HEAD_SCALE = 10.0
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the arms of a run share. Holds private records; simulation only."""
+
+    base: BaseModel
+    model: AdaptedModel
+    start: Adapter
+    records: Mapping[str, PrivateRecords]
+    holdout: Features
+    holdout_labels: NDArray[np.int64]
+    label_names: tuple[str, ...]
+    plans: Mapping[str, PrivacyPlan]
+
+    def __repr__(self) -> str:
+        return "Prepared(<private>)"
+
+
+def prepare(
+    study: Study, base_dir: Path, policy: SitePolicy, progress: Progress
+) -> Prepared:
+    """Load data and model, make the plans, run every text through the frozen part.
+
+    Raises:
+        DataError, ModelError, PlanError, PolicyError: Before anything is spent.
+    """
+    progress.phase("reading the sites' records")
+    data = load_sites(study, base_dir)
+    progress.phase("calibrating the noise")
+    plans = plan_sites(study, data.nominal_units)
+    for site in data.sites.values():
+        check_policy(policy, study, site.num_units)
+    progress.phase("loading the base model")
+    base = load_base_model(study.model, base_dir, len(data.label_names))
+    model = attach_adapter(base, study.adapter)
+    progress.phase("encoding the texts up to the first adapted layer")
+    records = {}
+    total = len(data.sites) + 1
+    for done, (name, site) in enumerate(data.sites.items(), start=1):
+        features = encode_prefix(base, site.records.texts, model.first_layer)
+        records[name] = PrivateRecords(
+            features, site.records.labels, site.units, site.num_units
+        )
+        progress.site(name, done, total)
+    holdout = encode_prefix(base, data.holdout.texts, model.first_layer)
+    progress.site("public hold-out", total, total)
+    return Prepared(
+        base=base,
+        model=model,
+        start=public_start(study, base, model, data.label_names),
+        records=records,
+        holdout=holdout,
+        holdout_labels=data.holdout.labels,
+        label_names=data.label_names,
+        plans=plans,
+    )
+
+
+def public_start(
+    study: Study, base: BaseModel, model: AdaptedModel, label_names: tuple[str, ...]
+) -> Adapter:
+    """The adapter before round 1, made from the study's public seed and labels."""
+    start = initial_adapter(model, study.adapter)
+    if study.adapter.head_init == "zero":
+        return start
+    model.write(start.tensors)
+    return start.replaced(head_from_names(base, model, label_names, _NAME_HEAD_SCALE))
+
+
+def with_seed_of(prepared: Prepared, study: Study) -> Prepared:
+    """The same sites and texts with the start of another seed."""
+    start = public_start(study, prepared.base, prepared.model, prepared.label_names)
+    return replace(prepared, start=start)
+
+
+def plan_sites(
+    study: Study, nominal_units: Mapping[str, int]
+) -> dict[str, PrivacyPlan]:
+    """Each site's plan: the study's (epsilon, delta) over all rounds.
+
+    Raises:
+        PlanError: A site is too small for the expected batch or for delta.
+    """
+    return {
+        site: calibrate(
+            epsilon=study.privacy.epsilon,
+            delta=study.privacy.delta,
+            nominal_units=nominal_units[site],
+            expected_batch=study.training.expected_batch,
+            steps_per_round=study.training.steps_per_round,
+            rounds=study.training.rounds,
+            clip_norm=study.privacy.clip_norm,
+            unit=study.privacy.unit,
+            max_records_per_unit=study.privacy.max_records_per_unit,
+        )
+        for site in study.sites
+    }
+
+
+def random_stream(study: Study, *labels: str) -> RandomStream:
+    """The system's randomness, or the study's explicit simulation seed.
+
+    A seed makes the run reproducible and NOT PRIVATE; the statement says so.
+    """
+    seed = study.simulation.seed
+    return system_stream() if seed is None else simulation_stream(seed, *labels)
+
+
+def site_identities(study: Study, private_dir: Path) -> dict[str, SigningKey]:
+    """Each site's identity key: read from its private folder or made there.
+
+    Raises:
+        RunDirectoryError: A key file is damaged.
+    """
+    identities = {}
+    for site in study.sites:
+        path = private_dir / "sites" / site / "identity.key"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = path.with_suffix(".partial")
+            partial.unlink(missing_ok=True)
+            stream = random_stream(study, "identity", site)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
+                file.write(generate_identity(stream.bytes(_KEY_BYTES)).to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        secret = path.read_bytes()
+        if len(secret) != _KEY_BYTES:
+            raise RunDirectoryError(f"{path}: not an identity key; restore the file")
+        identities[site] = SigningKey.from_bytes(secret)
+    return identities

@@ -1,0 +1,197 @@
+"""The coordinator's signing key: Ed25519, one file, readable by its owner only.
+
+What the signature proves: the holder of this key wrote these bytes for this
+purpose. It does not prove that what they say is true, nor that a site added
+noise. Every use of the key has its own label, so that a signature made for one
+purpose is never valid for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+
+from secfed.errors import RunDirectoryError, VerificationError
+
+__all__ = [
+    "LEDGER_ENTRY",
+    "MANIFEST",
+    "CoordinatorKey",
+    "fingerprint",
+    "format_fingerprint",
+    "load_or_create",
+    "parse_fingerprint",
+    "verify_signature",
+]
+
+LEDGER_ENTRY = "secfed/ledger-entry/1"
+MANIFEST = "secfed/manifest/1"
+_LABELS = frozenset({LEDGER_ENTRY, MANIFEST})
+
+_SECRET_BYTES = 32
+_PUBLIC_BYTES = 32
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class CoordinatorKey:
+    """A secret signing key. Its ``repr`` shows the public fingerprint only."""
+
+    __slots__ = ("_secret", "public_bytes")
+
+    def __init__(self, secret: bytes) -> None:
+        """Take 32 secret bytes from a cryptographic source.
+
+        Raises:
+            ValueError: There are not 32 of them.
+        """
+        if len(secret) != _SECRET_BYTES:
+            raise ValueError("an Ed25519 secret has 32 bytes")
+        self._secret = Ed25519PrivateKey.from_private_bytes(secret)
+        self.public_bytes: bytes = self._secret.public_key().public_bytes_raw()
+
+    def sign(self, label: str, message: bytes) -> bytes:
+        """Sign a message for one purpose; 64 bytes.
+
+        Raises:
+            ValueError: The label is not one of this module's.
+        """
+        return self._secret.sign(_framed(label, message))
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the public key, which people compare and pin."""
+        return fingerprint(self.public_bytes)
+
+    def __repr__(self) -> str:
+        return f"CoordinatorKey(<{self.fingerprint()[:16]}>)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a signing key is not copied or pickled")
+
+
+def verify_signature(
+    public_key: bytes, label: str, message: bytes, signature: bytes
+) -> None:
+    """Check that the holder of a key signed this message for this purpose.
+
+    Raises:
+        VerificationError: The key or the signature is malformed or wrong.
+    """
+    try:
+        key = Ed25519PublicKey.from_public_bytes(public_key)
+        key.verify(signature, _framed(label, message))
+    except (InvalidSignature, ValueError) as error:
+        raise VerificationError("the signature is not valid for this key") from error
+
+
+def fingerprint(public_key: bytes) -> str:
+    """The SHA-256 of a raw public key, as 64 hexadecimal digits."""
+    if len(public_key) != _PUBLIC_BYTES:
+        raise ValueError("an Ed25519 public key has 32 bytes")
+    return hashlib.sha256(public_key).hexdigest()
+
+
+def format_fingerprint(value: str) -> str:
+    """A fingerprint in groups of four, to be read aloud.
+
+    >>> format_fingerprint("00112233" * 8)[:14]
+    '0011 2233 0011'
+    """
+    return " ".join(value[i : i + 4] for i in range(0, len(value), 4))
+
+
+def parse_fingerprint(text: str) -> str:
+    """Read a fingerprint as people write it: any case, spaces, colons or dashes.
+
+    Raises:
+        ValueError: It does not have 64 hexadecimal digits.
+    """
+    digits = "".join(text.split()).replace(":", "").replace("-", "").lower()
+    if len(digits) != hashlib.sha256().digest_size * 2 or not set(digits) <= set(
+        "0123456789abcdef"
+    ):
+        raise ValueError(
+            "a fingerprint has 64 hexadecimal digits; the run prints it as "
+            "'coordinator key'"
+        )
+    return digits
+
+
+def load_or_create(path: Path) -> CoordinatorKey:
+    """Load the coordinator's key, or make one where there is none.
+
+    Guarantees:
+        A new file has mode 0600 and appears whole or not at all.
+        An existing key is never replaced.
+
+    Raises:
+        RunDirectoryError: The file is a link, belongs to someone else, can be
+            read by others, or is not a key.
+    """
+    if not path.exists() and not path.is_symlink():
+        _create(path)
+    return _load(path)
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(partial, flags, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(_SECRET_BYTES).hex().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            # A link, unlike a rename, fails where another process was faster.
+            os.link(partial, path)
+        except FileExistsError:
+            return
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> CoordinatorKey:
+    try:
+        file = open(path, "rb", opener=_open_plainly)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{path}: the signing key cannot be opened: {error.strerror}"
+        ) from error
+    with file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise RunDirectoryError(f"{path}: the signing key is not a plain file")
+        if status.st_uid != os.geteuid():
+            raise RunDirectoryError(f"{path}: the signing key belongs to someone else")
+        if status.st_mode & _OTHERS:
+            raise RunDirectoryError(
+                f"{path}: the signing key is open to other users; take their access "
+                f"away (chmod 600), or make a new key if they may have read it"
+            )
+        text = file.read(2 * _SECRET_BYTES + 2)
+    try:
+        return CoordinatorKey(bytes.fromhex(text.decode("ascii").strip()))
+    except ValueError:
+        # The cause would show the file's content in a traceback.
+        raise RunDirectoryError(f"{path}: not a signing key of secfed") from None
+
+
+def _open_plainly(path: str, flags: int) -> int:
+    # Following no link, and not waiting for the other end of a pipe.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _framed(label: str, message: bytes) -> bytes:
+    if label not in _LABELS:
+        raise ValueError(f"unknown signature label {label!r}")
+    prefix = label.encode()
+    return len(prefix).to_bytes(2, "big") + prefix + message

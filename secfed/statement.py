@@ -1,0 +1,355 @@
+"""The privacy statement: what a run promises, to whom, and what it does not.
+
+It is computed from the ledger alone (plan and rounds) and the study, so that
+anyone can compute its numbers again. What nobody measured is printed UNKNOWN;
+nothing is filled in from what was intended.
+
+Sections of the JSON object, all always present:
+
+=======================  =====================================================
+``headline, private``    the answer in one sentence, and as a boolean
+``study``                name, title, method and digest
+``guarantee``            what is promised to whom: unit, neighbours, delta, limit
+``sites``                per site the cost of the steps as executed
+``across_sites``         the composed cost for someone present at every site
+``accountant``           who computed it, and by what second method
+``trust``                each party: what it sees and what it does not
+``composition``          earlier studies and tuning
+``unprotected``          quantities that leave without a guarantee
+``hazards``              generator and floating point
+``execution``            where it ran; a simulation seed means NOT PRIVATE
+``self_test``            the independence check before the first step
+``empirical_lower_bound``  from an audit
+``provenance, limits``   what it was made from; what it cannot say
+=======================  =====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from secfed.canonical import digest
+from secfed.entries import InterruptedEntry, JsonObject, PlanEntry, RoundEntry
+from secfed.privacy import accounting
+from secfed.privacy.plan import PrivacyPlan
+
+__all__ = [
+    "NOT_PRIVATE",
+    "UNKNOWN",
+    "StatementContext",
+    "build_statement",
+    "round_event_json",
+]
+
+UNKNOWN = "UNKNOWN"
+NOT_PRIVATE = "NOT PRIVATE"
+
+Started = RoundEntry | InterruptedEntry
+
+
+@dataclass(frozen=True)
+class StatementContext:
+    """What the ledger cannot know; whatever is None is printed UNKNOWN.
+
+    Attributes:
+        self_test: Result of the independence self-test of each site.
+        earlier_epsilon: Each site's epsilon spent on the same population before
+            this run, by its own budget file.
+        tuning: How the hyper-parameters were found, and at what cost.
+        empirical_lower_bound: An audit's result.
+        provenance: Names and digests: code version, model, libraries.
+    """
+
+    self_test: Mapping[str, Any] | None = None
+    earlier_epsilon: Mapping[str, float] | None = None
+    tuning: str | None = None
+    empirical_lower_bound: Mapping[str, Any] | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def round_event_json(plan: Mapping[str, Any]) -> JsonObject:
+    """The event of one round under a site's plan, as ``spent`` records it.
+
+    Args:
+        plan: ``PrivacyPlan.to_json()``.
+
+    Raises:
+        PlanError: A value is missing, unknown or out of range.
+    """
+    return accounting.event_to_json(PrivacyPlan.from_json(plan).round_event())
+
+
+def build_statement(
+    study: Mapping[str, Any],
+    plan: PlanEntry,
+    rounds: Sequence[Started],
+    context: StatementContext,
+) -> JsonObject:
+    """Say what the rounds of a ledger cost and what that means.
+
+    Args:
+        study: ``Study.canonical()``, that is the content of ``study.json``.
+        plan: The ledger's plan entry.
+        rounds: Its round entries in order, completed and interrupted.
+        context: What is known besides.
+
+    Returns:
+        The content of ``statement.json``.
+
+    Raises:
+        PlanError: The ledger holds an event that the accountant does not know.
+        KeyError: The study or a plan lacks a field.
+    """
+    privacy = study["privacy"]
+    seed = study.get("simulation", {}).get("seed")
+    delta = privacy["delta"]
+    sites = {
+        site: _site_section(site, plan.sites[site], rounds, delta)
+        for site in sorted(plan.sites)
+    }
+    across = _across_section(plan, rounds, delta)
+    reasons = _reasons(plan, seed)
+    return {
+        "format": 1,
+        "headline": _headline(reasons, sites, privacy),
+        "private": not reasons,
+        "study": {
+            "name": study["study"]["name"],
+            "title": study["study"]["title"],
+            "method": study["training"]["method"],
+            "digest": digest(study),
+        },
+        "guarantee": _guarantee_section(plan, privacy),
+        "sites": sites,
+        "across_sites": across,
+        "accountant": {
+            "reference": "privacy loss distribution, pessimistic discretisation",
+            "second": "Renyi differential privacy",
+            "library": f"dp-accounting {version('dp-accounting')}",
+        },
+        "trust": _trust_section(plan),
+        "composition": _composition_section(plan, context),
+        "unprotected": list(_UNPROTECTED),
+        "hazards": _hazards(seed),
+        "execution": {
+            "where": "local simulation: all sites in one process",
+            "simulation_seed": seed,
+            "verdict": NOT_PRIVATE if reasons else "private under the trust model",
+            "reasons": reasons,
+        },
+        "self_test": dict(context.self_test) if context.self_test else UNKNOWN,
+        "empirical_lower_bound": (
+            dict(context.empirical_lower_bound)
+            if context.empirical_lower_bound
+            else UNKNOWN
+        ),
+        "provenance": dict(context.provenance) or UNKNOWN,
+        "limits": list(_LIMITS),
+    }
+
+
+def _events(site: str, rounds: Sequence[Started]) -> list[Any]:
+    return [
+        accounting.event_from_json(entry.spent[site])
+        for entry in rounds
+        if site in entry.spent
+    ]
+
+
+def _site_section(
+    site: str, plan: Mapping[str, Any] | None, rounds: Sequence[Started], delta: float
+) -> JsonObject:
+    involved = [entry for entry in rounds if site in entry.participants]
+    counts = {
+        "completed": sum(isinstance(entry, RoundEntry) for entry in involved),
+        "interrupted": sum(isinstance(entry, InterruptedEntry) for entry in involved),
+        "dropped_out": sum(
+            isinstance(entry, RoundEntry) and site in entry.dropouts
+            for entry in involved
+        ),
+    }
+    if plan is None:
+        return {"epsilon": None, "mechanism": None, "rounds": counts}
+    expected = round_event_json(plan)
+    as_planned = all(
+        entry.spent[site] == expected for entry in rounds if site in entry.spent
+    )
+    num_spent = sum(site in entry.spent for entry in rounds)
+    cost = accounting.guarantee(_events(site, rounds), delta)
+    return {
+        "epsilon": cost.epsilon,
+        "epsilon_rdp": cost.epsilon_rdp,
+        "epsilon_replace_one": cost.epsilon_replace_one,
+        "mu": UNKNOWN if cost.mu is None else cost.mu,
+        "attack_rates": {
+            "advantage": cost.advantage,
+            "tpr_at_fpr_0.01": cost.tpr_at_fpr_1_percent,
+            "tpr_at_fpr_0.001": cost.tpr_at_fpr_01_percent,
+        },
+        "mechanism": {
+            "name": "Gaussian on clipped gradients of a Poisson sample",
+            "clip_norm": plan["clip_norm"],
+            "noise_multiplier": plan["noise_multiplier"],
+            "sampling_probability": plan["sampling_probability"],
+            "expected_batch": plan["expected_batch"],
+            "nominal_units": plan["nominal_units"],
+        },
+        "rounds": counts | {"planned": plan["rounds"], "spent": num_spent},
+        "steps": {
+            "planned": plan["rounds"] * plan["steps_per_round"],
+            # An interrupted round counts in full: it may have run to its end.
+            "spent": num_spent * plan["steps_per_round"] if as_planned else UNKNOWN,
+            "as_planned": as_planned,
+        },
+    }
+
+
+def _across_section(
+    plan: PlanEntry, rounds: Sequence[Started], delta: float
+) -> JsonObject:
+    meaning = "someone with one privacy unit at every site"
+    if not plan.private:
+        return {"meaning": meaning, "epsilon": None, "delta": None}
+    events = [event for site in sorted(plan.sites) for event in _events(site, rounds)]
+    return {
+        "meaning": meaning,
+        "epsilon": accounting.epsilon(events, delta),
+        "delta": delta,
+    }
+
+
+def _reasons(plan: PlanEntry, seed: int | None) -> list[str]:
+    reasons = []
+    if not plan.private:
+        reasons.append("training added no noise")
+    if seed is not None:
+        reasons.append(
+            f"all keys, samples and noise follow from the simulation seed {seed}, "
+            f"which is written in the study"
+        )
+    return reasons
+
+
+def _headline(
+    reasons: Sequence[str], sites: Mapping[str, JsonObject], privacy: Mapping[str, Any]
+) -> str:
+    if reasons:
+        return f"{NOT_PRIVATE}: {'; '.join(reasons)}"
+    worst = max(section["epsilon"] for section in sites.values())
+    return (
+        f"At every site the released adapters are ({worst:.4g}, "
+        f"{privacy['delta']:g})-differentially private for each {privacy['unit']} "
+        f"added or removed"
+    )
+
+
+def _guarantee_section(plan: PlanEntry, privacy: Mapping[str, Any]) -> JsonObject:
+    unit = privacy["unit"]
+    whose = f"one {unit}"
+    if unit == "person":
+        whose += f", with at most {privacy.get('max_records_per_unit', 1)} records"
+    if unit == "record":
+        whose += "; a person with several records is protected less"
+    return {
+        "unit": unit,
+        "whose": whose,
+        "neighbouring": privacy.get("neighbouring", "add-remove"),
+        "also_reported": "replace-one",
+        "delta": privacy["delta"] if plan.private else None,
+        "epsilon_limit": privacy["epsilon"] if plan.private else None,
+        "noise": (
+            "local: each site's own update is private, whoever sees it; "
+            "this part does not rest on the secure sum"
+            if plan.private
+            else "none"
+        ),
+        "released": "the adapters of every round and what is computed from them",
+    }
+
+
+def _trust_section(plan: PlanEntry) -> list[JsonObject]:
+    server = (
+        "may lie, drop, replay and equivocate"
+        if plan.mode == "malicious"
+        else "follows the protocol"
+    )
+    noise = (
+        "which is private by its own noise" if plan.private else "which is not private"
+    )
+    return [
+        {
+            "party": "site",
+            "sees": "its own records; every round's adapter; who takes part",
+            "does_not_see": "other sites' records or single updates",
+        },
+        {
+            "party": "coordinator",
+            "assumed": f"{server}, with up to {plan.max_colluders} colluding sites",
+            "sees": "masked vectors, the sum over the surviving sites of a round, "
+            "every adapter, who takes part and when",
+            "does_not_see": f"a single site's update, {noise}, while "
+            f"{plan.threshold} sites survive a round",
+        },
+        {
+            "party": "recipient of the release",
+            "sees": "the adapters, this statement, the ledger, the metrics on the "
+            "public hold-out",
+            "does_not_see": "sums or updates of single rounds before the strategy",
+        },
+        {
+            "party": "operator of a local simulation",
+            "sees": "everything, because all sites ran in one process",
+            "does_not_see": "nothing is hidden from this party",
+        },
+    ]
+
+
+def _composition_section(plan: PlanEntry, context: StatementContext) -> JsonObject:
+    earlier = context.earlier_epsilon
+    return {
+        "earlier_studies": {
+            site: UNKNOWN if earlier is None else earlier.get(site, UNKNOWN)
+            for site in sorted(plan.sites)
+        },
+        "tuning": context.tuning or UNKNOWN,
+        "note": "other runs on the same records add to this one; events are "
+        "composed, epsilons are not added",
+    }
+
+
+def _hazards(seed: int | None) -> list[str]:
+    generator = (
+        "generator: AES-256 in counter mode keyed by the operating system"
+        if seed is None
+        else "generator: AES-256 in counter mode keyed by the public simulation seed"
+    )
+    return [
+        generator,
+        _FLOATING_POINT,
+        "memory: Python cannot prove that secrets were erased",
+    ]
+
+
+_FLOATING_POINT = (
+    "floating point: the noise is a continuous Gaussian in floating point; its low "
+    "bits can leak (Mironov, CCS 2012), and no discrete mechanism is used"
+)
+
+_UNPROTECTED = (
+    "which sites take part, drop out or fail in which round, and when",
+    "sizes and times of messages, and how long a site trains",
+    "site names, label names and what the study declares (nominal sizes, schema)",
+    "how many coordinates the codec limited (computed from the noised update)",
+    "the error text of a site that stops",
+)
+
+_LIMITS = (
+    "the ledger proves what the coordinator claimed, not that a site added noise",
+    "the guarantee covers single units, not facts about whole groups or sites",
+    "a site that sends a poisoned update is limited by clipping only",
+    "the base model is public and its own training data are not covered",
+    "times are the coordinator's clock",
+)

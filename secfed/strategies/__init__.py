@@ -1,0 +1,75 @@
+"""The aggregation rules, by name. To add one: a file, and a line here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+from secfed.errors import StudyError
+from secfed.strategies.base import ServerState, Strategy, trained_names
+from secfed.strategies.fedavg import FedAvg
+from secfed.strategies.ffa_lora import FfaLora
+from secfed.strategies.ffb_lora import FfbLora
+from secfed.strategies.flora import Flora
+from secfed.strategies.head_only import HeadOnly
+from secfed.strategies.rolora import RoLora
+
+__all__ = [
+    "STRATEGIES",
+    "ServerState",
+    "Strategy",
+    "check_maskable",
+    "get_strategy",
+    "trained_names",
+]
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "fedavg": FedAvg(),
+    "ffa-lora": FfaLora(),
+    "ffb-lora": FfbLora(),
+    "rolora": RoLora(),
+    "head-only": HeadOnly(),
+    "flora": Flora(),
+}
+
+
+def get_strategy(
+    name: str, *, path: str | Path = "study", key: str = "training.method"
+) -> Strategy:
+    """The rule with this name.
+
+    Args:
+        name: As in a study file.
+        path: The file to name in the error.
+        key: The key to name in the error.
+
+    Raises:
+        StudyError: There is no such rule; the message names the nearest.
+    """
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), STRATEGIES, n=1)
+    suggestion = f"; did you mean {near[0]!r}?" if near else ""
+    raise StudyError(
+        path,
+        key,
+        f"there is no method {name!r}{suggestion} (known: {', '.join(STRATEGIES)})",
+    )
+
+
+def check_maskable(
+    strategy: Strategy, *, path: str | Path = "study", key: str = "training.method"
+) -> Strategy:
+    """The rule, if one masked sum per round is all that it needs.
+
+    Raises:
+        StudyError: It needs single updates; the message says why.
+    """
+    if strategy.needs != "sum":
+        raise StudyError(
+            path,
+            key,
+            f"{strategy.name} cannot run under secure aggregation: {strategy.refusal}",
+        )
+    return strategy

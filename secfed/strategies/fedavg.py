@@ -1,0 +1,45 @@
+"""FedAvg on LoRA factors (FedIT): average A and B, each by itself.
+
+References: McMahan et al., "Communication-Efficient Learning of Deep Networks
+from Decentralized Data", arXiv 1602.05629 (2016); Zhang et al., "Towards
+Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024.
+
+Biased: ``mean(B) @ mean(A)`` is not ``mean(B @ A)``. With u the deviations from
+the means, the error is ``-mean(uB @ uA)``; ``amplification.measure`` reports it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from secfed.strategies.base import HEAD, Needs, ServerState, add_mean
+from secfed.types import LORA_A, LORA_B, Adapter, Tensors
+
+__all__ = ["FedAvg"]
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """Sites train both factors; the coordinator averages each."""
+
+    name: ClassVar[str] = "fedavg"
+    title: ClassVar[str] = "train A and B, average each factor"
+    reference: ClassVar[str] = "McMahan et al. 2016; FedIT, Zhang et al., ICASSP 2024"
+    exact: ClassVar[bool] = False
+    needs: ClassVar[Needs] = "sum"
+    refusal: ClassVar[str] = ""
+
+    def trains(self, tensor: str, _round_number: int, /) -> bool:
+        """Both factors and the head, in every round."""
+        return tensor.endswith((LORA_A, LORA_B)) or tensor.startswith(HEAD)
+
+    def init(self, adapter: Adapter, _seed: int, /) -> ServerState:
+        """Start from the study's initial adapter."""
+        return ServerState(adapter=adapter, round=0)
+
+    def apply(
+        self, state: ServerState, mean_update: Tensors, round_number: int, /
+    ) -> ServerState:
+        """Add the mean update; see ``Strategy.apply``."""
+        return add_mean(self, state, mean_update, round_number)

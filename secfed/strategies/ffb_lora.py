@@ -1,0 +1,65 @@
+"""FFB-LoRA: the mirror of FFA-LoRA; B is random and frozen, only A is trained.
+
+Reference: ablation of Sun et al., ICLR 2024, arXiv 2403.12313 (freeze the other
+factor).
+
+The factors start the other way round: A at zero, so that the change of the
+weights still starts at zero, and B random. PEFT draws A from
+``U(-1/sqrt(in), 1/sqrt(in))``; B is drawn from ``U(-1/sqrt(out), 1/sqrt(out))``,
+so that both frozen factors have the expected energy ``r / 3``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secfed.strategies.base import HEAD, Needs, ServerState, add_mean
+from secfed.types import LORA_A, LORA_B, Adapter, Tensors
+
+__all__ = ["FfbLora"]
+
+
+@dataclass(frozen=True)
+class FfbLora:
+    """Sites train A; B stays as it was initialised."""
+
+    name: ClassVar[str] = "ffb-lora"
+    title: ClassVar[str] = "train A only; B is random, shared and frozen"
+    reference: ClassVar[str] = "ablation of Sun et al., ICLR 2024 (arXiv 2403.12313)"
+    exact: ClassVar[bool] = True
+    needs: ClassVar[Needs] = "sum"
+    refusal: ClassVar[str] = ""
+
+    def trains(self, tensor: str, _round_number: int, /) -> bool:
+        """A and the head, in every round."""
+        return tensor.endswith(LORA_A) or tensor.startswith(HEAD)
+
+    def init(self, adapter: Adapter, seed: int, /) -> ServerState:
+        """Start from A = 0 and B drawn from the public seed."""
+        factors: dict[str, NDArray[np.float32]] = {}
+        for module in adapter.modules():
+            a, b = adapter.tensors[module + LORA_A], adapter.tensors[module + LORA_B]
+            factors[module + LORA_A] = np.zeros_like(a)
+            factors[module + LORA_B] = _draw(seed, module, b.shape)
+        return ServerState(adapter=adapter.replaced(factors), round=0)
+
+    def apply(
+        self, state: ServerState, mean_update: Tensors, round_number: int, /
+    ) -> ServerState:
+        """Add the mean update; see ``Strategy.apply``."""
+        return add_mean(self, state, mean_update, round_number)
+
+
+def _draw(seed: int, module: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    # A hash and not a library's generator: anyone can recompute a public value,
+    # whatever version of numpy they have.
+    label = f"secfed ffb-lora B|{seed}|{module}|{shape}".encode()
+    raw = hashlib.shake_256(label).digest(8 * int(np.prod(shape)))
+    unit = (np.frombuffer(raw, dtype="<u8") >> np.uint64(11)) * 2.0**-53
+    values: NDArray[np.float64] = (2.0 * unit - 1.0) / np.sqrt(shape[0])
+    return values.astype(np.float32).reshape(shape)

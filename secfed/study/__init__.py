@@ -1,0 +1,23 @@
+"""What a collaboration agreed on: the study file as one frozen, checked value."""
+
+from __future__ import annotations
+
+from secfed.study.definition import Study, load_study, load_study_dict
+from secfed.study.sections import (
+    BUILTIN_SOURCES,
+    METHODS,
+    MIN_SITES,
+    MIN_UNITS,
+    REFUSED_METHODS,
+)
+
+__all__ = [
+    "BUILTIN_SOURCES",
+    "METHODS",
+    "MIN_SITES",
+    "MIN_UNITS",
+    "REFUSED_METHODS",
+    "Study",
+    "load_study",
+    "load_study_dict",
+]

@@ -1,0 +1,194 @@
+"""The study: all tables together, their mutual rules, and their digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from secfed import canonical
+from secfed.study.reading import ContradictionError, Table, checked, nearest, read_toml
+from secfed.study.sections import (
+    MIN_SITES,
+    AdapterSection,
+    CompareSection,
+    DataSection,
+    ModelSection,
+    PrivacySection,
+    SecaggSection,
+    SimulationSection,
+    StudySection,
+    TrainingSection,
+)
+
+__all__ = ["Study", "load_study", "load_study_dict"]
+
+
+class Study(Table):
+    """What all sites agree on before a run; equal studies have equal digests."""
+
+    format: Literal[1]
+    study: StudySection
+    data: DataSection
+    model: ModelSection
+    adapter: AdapterSection
+    training: TrainingSection
+    privacy: PrivacySection
+    secagg: SecaggSection = Field(default_factory=SecaggSection)
+    simulation: SimulationSection = Field(default_factory=SimulationSection)
+    compare: CompareSection | None = None
+
+    @property
+    def name(self) -> str:
+        """The study's short name."""
+        return self.study.name
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of all sites, in the order of the file."""
+        return self.data.partition.sites
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self._check_cohort()
+        self._check_units()
+        self._check_nominal_units()
+        if self.compare is not None:
+            for method in self.compare.methods:
+                _below("training", self.training.require_learning_rate, method)
+        for index, dropout in enumerate(self.simulation.dropouts):
+            key = f"simulation.dropouts[{index + 1}]"
+            if dropout.site not in self.sites:
+                raise ContradictionError(
+                    f"{key}.site",
+                    f"unknown site {dropout.site!r}; "
+                    f"{nearest(dropout.site, self.sites)}",
+                )
+            if dropout.round > self.training.rounds:
+                raise ContradictionError(
+                    f"{key}.round", f"the study has {self.training.rounds} rounds"
+                )
+        return self
+
+    def _check_cohort(self) -> None:
+        num_sites, colluders = len(self.sites), self.secagg.colluders
+        threshold = self.secagg.threshold
+        floor = max(MIN_SITES, colluders + 2)
+        # 1. Whoever colludes must not be left alone with one honest site.
+        if num_sites < floor:
+            raise ContradictionError(
+                "data.partition.sites",
+                f"{num_sites} sites; {colluders} colluders need at least {floor}",
+            )
+        if threshold == 0:  # The protocol derives the default from the roster.
+            return
+        # 2. Enough sites must exist.
+        if threshold > num_sites:
+            raise ContradictionError(
+                "secagg.threshold",
+                f"{num_sites} sites are fewer than the threshold {threshold}",
+            )
+        # 3. A smaller sum would show too much; two disjoint groups of this size
+        #    could be shown different survivors (Bonawitz et al., 2017, section 6).
+        least = max(floor, (num_sites + colluders) // 2 + 1)
+        if threshold < least:
+            raise ContradictionError(
+                "secagg.threshold",
+                f"{threshold} is too small: {num_sites} sites with {colluders} "
+                f"colluders need at least {least} (0 chooses one)",
+            )
+
+    def _check_units(self) -> None:
+        if self.privacy.unit == "person":
+            if self.data.is_builtin:
+                raise ContradictionError("privacy.unit", "built-in text has no persons")
+            if self.data.unit_column is None:
+                raise ContradictionError(
+                    "data.unit_column", "required where privacy.unit = 'person'"
+                )
+        elif self.data.unit_column is not None:
+            raise ContradictionError(
+                "data.unit_column", "names persons, but privacy.unit = 'record'"
+            )
+
+    def _check_nominal_units(self) -> None:
+        declared = self.privacy.nominal_units
+        if declared is None:
+            if not self.data.is_builtin:
+                raise ContradictionError(
+                    "privacy.nominal_units",
+                    "declare a public number of units for every site; "
+                    "the true ones are private",
+                )
+            return
+        for site in declared:
+            if site not in self.sites:
+                raise ContradictionError(
+                    f"privacy.nominal_units.{site}",
+                    f"not one of the sites; {nearest(site, self.sites)}",
+                )
+        for site in self.sites:
+            if site not in declared:
+                raise ContradictionError(
+                    f"privacy.nominal_units.{site}", "this site is missing"
+                )
+
+    def canonical(self) -> dict[str, Any]:
+        """The study as JSON-able values; ``load_study_dict`` reads it back."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON: what sites approve."""
+        return canonical.digest(self.canonical())
+
+    def with_method(self, name: str) -> Study:
+        """This study with another aggregation method.
+
+        Raises:
+            StudyError: The method is unknown, cannot be masked, or has no
+                learning rate in this study.
+        """
+        return self._changed({"training": {"method": name}})
+
+    def with_seed(self, offset: int) -> Study:
+        """This study with its public seeds moved by ``offset``; 0 changes nothing.
+
+        The records stay where they are, so that runs over seeds are paired. Only
+        the adapter's start moves, and the simulation seed where there is one.
+        """
+        changes: dict[str, dict[str, object]] = {
+            "adapter": {"seed": self.adapter.seed + offset}
+        }
+        if self.simulation.seed is not None:
+            changes["simulation"] = {"seed": self.simulation.seed + offset}
+        return self._changed(changes)
+
+    def _changed(self, changes: Mapping[str, Mapping[str, object]]) -> Study:
+        values = self.canonical()
+        for table, entries in changes.items():
+            values[table] = {**values[table], **entries}
+        return load_study_dict(values, f"study {self.name}")
+
+
+def _below(table: str, check: Any, value: str) -> None:
+    try:
+        check(value)
+    except ContradictionError as error:
+        raise ContradictionError(f"{table}.{error.key}", str(error)) from error
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        StudyError: Missing, not UTF-8, not TOML, an unknown key or value, or
+            tables that contradict each other. ``key`` names the place.
+    """
+    return load_study_dict(read_toml(Path(path)), path)
+
+
+def load_study_dict(values: Mapping[str, object], where: str | Path) -> Study:
+    """Check a study given as nested tables; ``where`` names it in errors."""
+    return checked(Study, values, where)

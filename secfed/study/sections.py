@@ -1,0 +1,356 @@
+"""The tables of a study file; each class is one table and knows its own rules.
+
+Rules that need two tables stand in ``secfed.study.definition``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from secfed.study.reading import ContradictionError, Table, nearest
+
+__all__ = [
+    "BUILTIN_SOURCES",
+    "METHODS",
+    "MIN_SITES",
+    "MIN_UNITS",
+    "REFUSED_METHODS",
+    "AdapterSection",
+    "CompareSection",
+    "DataSection",
+    "Dropout",
+    "HoldoutSection",
+    "ModelSection",
+    "PartitionSection",
+    "PrivacySection",
+    "SecaggSection",
+    "SimulationSection",
+    "StudySection",
+    "TrainingSection",
+    "check_method",
+]
+
+METHODS: Final = ("fedavg", "ffa-lora", "ffb-lora", "rolora", "head-only")
+"""Aggregation methods that a masked study can name."""
+
+REFUSED_METHODS: Final[Mapping[str, str]] = {
+    "flora": (
+        "stacking (Wang et al., 2024) needs every site's own A and B, and masking "
+        "shows the coordinator their sum only"
+    ),
+}
+"""Methods that exist but cannot run under secure aggregation, and why."""
+
+BUILTIN_SOURCES: Final = ("builtin:icd10cm",)
+FILE_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
+HUB_PREFIX: Final = "hub:"
+
+MIN_LABELS: Final = 2
+
+MIN_SITES: Final = 3
+"""With two sites each reads the other's update off the sum."""
+
+MIN_UNITS: Final = 10
+"""Below ten people an aggregate is about persons, not about a population."""
+
+
+def _list_as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+# Site names become directory names and lines of the ledger.
+SiteName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)
+]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+SiteNames = Annotated[tuple[SiteName, ...], BeforeValidator(_list_as_tuple)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_as_tuple)]
+
+
+def check_method(key: str, name: str) -> None:
+    """Refuse a method that is unknown or that cannot run under masking."""
+    if name in REFUSED_METHODS:
+        raise ContradictionError(
+            key, f"method {name!r} cannot be masked: {REFUSED_METHODS[name]}"
+        )
+    if name not in METHODS:
+        raise ContradictionError(
+            key, f"unknown method {name!r}; {nearest(name, METHODS)}"
+        )
+
+
+def _require_unique(key: str, names: tuple[object, ...]) -> None:
+    seen: set[object] = set()
+    for name in names:
+        folded = name.casefold() if isinstance(name, str) else name
+        if folded in seen:
+            raise ContradictionError(key, f"{name!r} is listed twice")
+        seen.add(folded)
+
+
+class StudySection(Table):
+    """``[study]``: names for people and directories."""
+
+    name: SiteName
+    title: Text
+
+
+class PartitionSection(Table):
+    """``[data.partition]``: which site holds which records."""
+
+    kind: Literal["home", "dirichlet", "natural"]
+    sites: SiteNames
+    alpha: Positive | None = None
+    home_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    home: Mapping[SiteName, Texts] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _require_unique("sites", self.sites)
+        if (self.alpha is None) == (self.kind == "dirichlet"):
+            raise ContradictionError("alpha", "belongs to kind = 'dirichlet' only")
+        for key, value in (("home_share", self.home_share), ("home", self.home)):
+            if (value is None) == (self.kind == "home"):
+                raise ContradictionError(key, "belongs to kind = 'home' only")
+        for site in self.home or ():
+            if site not in self.sites:
+                raise ContradictionError(
+                    f"home.{site}", f"not one of the sites; {nearest(site, self.sites)}"
+                )
+        labels = tuple(label for own in (self.home or {}).values() for label in own)
+        _require_unique("home", labels)
+        return self
+
+
+class HoldoutSection(Table):
+    """``[data.holdout]``: the public test set, split off by group."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    max_records: Count | None = None
+
+
+class DataSection(Table):
+    """``[data]``: where records come from and what their columns mean."""
+
+    source: Text
+    text_column: Text | None = None
+    label_column: Text | None = None
+    unit_column: Text | None = None
+    group_column: Text | None = None
+    site_column: Text | None = None
+    labels: Texts | None = None
+    max_records: Count | None = None
+    seed: Seed = 0
+    partition: PartitionSection
+    holdout: HoldoutSection
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the text comes with an installed package and is public."""
+        return self.source.startswith("builtin:")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.is_builtin:
+            self._check_builtin()
+        else:
+            self._check_external()
+        if (self.site_column is None) == (self.partition.kind == "natural"):
+            raise ContradictionError(
+                "site_column", "belongs to partition.kind = 'natural' only"
+            )
+        return self
+
+    def _check_builtin(self) -> None:
+        if self.source not in BUILTIN_SOURCES:
+            raise ContradictionError(
+                "source", f"unknown; {nearest(self.source, BUILTIN_SOURCES)}"
+            )
+        if self.partition.kind == "natural":
+            raise ContradictionError(
+                "partition.kind", "built-in text has no sites; use home or dirichlet"
+            )
+        for key in ("text_column", "label_column", "unit_column", "group_column"):
+            if getattr(self, key) is not None:
+                raise ContradictionError(key, "built-in text knows its own columns")
+        if self.labels is not None:
+            raise ContradictionError("labels", "built-in text knows its own labels")
+
+    def _check_external(self) -> None:
+        is_file = self.source.endswith(FILE_SUFFIXES)
+        if not is_file and not self.source.startswith(HUB_PREFIX):
+            raise ContradictionError(
+                "source",
+                f"name a file ({', '.join(FILE_SUFFIXES)}), "
+                f"{HUB_PREFIX}owner/name or {BUILTIN_SOURCES[0]}",
+            )
+        for key in ("text_column", "label_column", "labels"):
+            if getattr(self, key) is None:
+                # Labels found in the records would themselves be released.
+                raise ContradictionError(key, "required unless the text is built in")
+        labels = self.labels or ()
+        if len(labels) < MIN_LABELS:
+            raise ContradictionError(
+                "labels", f"at least {MIN_LABELS} labels are needed"
+            )
+        _require_unique("labels", labels)
+        for label in (
+            label for own in (self.partition.home or {}).values() for label in own
+        ):
+            if label not in labels:
+                raise ContradictionError(
+                    "partition.home", f"unknown {label!r}; {nearest(label, labels)}"
+                )
+
+
+class ModelSection(Table):
+    """``[model]``: the frozen base model, by local path and content hash."""
+
+    path: Text | None = None
+    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*$")] | None = (
+        None
+    )
+    subfolder: Text | None = None
+    sha256: Sha256
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 64
+    pooling: Literal["mean"] = "mean"
+    dtype: Literal["bfloat16", "float32"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.package is None):
+            raise ContradictionError("", "give either path or package (+ subfolder)")
+        if self.subfolder is not None and self.package is None:
+            raise ContradictionError("subfolder", "belongs to package only")
+        if self.subfolder is not None and (
+            self.subfolder.startswith("/") or ".." in self.subfolder.split("/")
+        ):
+            raise ContradictionError("subfolder", "must stay inside the package")
+        return self
+
+
+class AdapterSection(Table):
+    """``[adapter]``: LoRA and the classification head."""
+
+    r: Annotated[int, Field(ge=1, le=1024)]
+    lora_alpha: Positive
+    target_modules: Texts = ("query", "value")
+    layers: Annotated[int, Field(ge=0)] = 0
+    head_init: Literal["names", "zero"] = "zero"
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _modules(self) -> Self:
+        if not self.target_modules:
+            raise ContradictionError("target_modules", "name at least one module")
+        _require_unique("target_modules", self.target_modules)
+        return self
+
+
+class TrainingSection(Table):
+    """``[training]``: one method, its schedule and its step sizes."""
+
+    method: str
+    rounds: Count
+    steps_per_round: Count
+    expected_batch: Count
+    optimizer: Literal["sgd", "adam"] = "adam"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    head_learning_rate: Positive
+    learning_rate: Mapping[str, Positive] = Field(default_factory=dict)
+    micro_batch: Count = 64
+
+    @model_validator(mode="after")
+    def _methods(self) -> Self:
+        check_method("method", self.method)
+        for name in self.learning_rate:
+            check_method(f"learning_rate.{name}", name)
+        self.require_learning_rate(self.method)
+        return self
+
+    def require_learning_rate(self, method: str) -> None:
+        """Refuse a method whose adapters have no step size of their own."""
+        if method != "head-only" and method not in self.learning_rate:
+            raise ContradictionError(
+                f"learning_rate.{method}",
+                "required: a step size tuned for one method is unfair to another",
+            )
+
+
+class PrivacySection(Table):
+    """``[privacy]``: the guarantee that every site's plan is calibrated to."""
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    unit: Literal["record", "person"]
+    max_records_per_unit: Count = 1
+    clip_norm: Positive = 1.0
+    neighbouring: Literal["add-remove"] = "add-remove"
+    nominal_units: Mapping[SiteName, Annotated[int, Field(ge=MIN_UNITS)]] | None = None
+
+    @model_validator(mode="after")
+    def _unit(self) -> Self:
+        if self.unit == "record" and self.max_records_per_unit != 1:
+            raise ContradictionError(
+                "max_records_per_unit", "is 1 where the unit is the record"
+            )
+        return self
+
+
+class SecaggSection(Table):
+    """``[secagg]``: who may fail and who may collude in the secure sum."""
+
+    threshold: Annotated[int, Field(ge=0)] = 0
+    colluders: Annotated[int, Field(ge=0)] = 1
+    ring_bits: Literal[32] = 32
+    mode: Literal["malicious", "semi-honest"] = "malicious"
+    clip_range: Positive | None = None
+
+
+class Dropout(Table):
+    """``[[simulation.dropouts]]``: a site vanishes after sending ``phase``."""
+
+    round: Count
+    site: SiteName
+    phase: Literal["shares", "masked-input"]
+
+
+class SimulationSection(Table):
+    """``[simulation]``: rehearsed failures; a seed makes a run NOT PRIVATE."""
+
+    seed: Seed | None = None
+    dropouts: Annotated[tuple[Dropout, ...], BeforeValidator(_list_as_tuple)] = ()
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        places = tuple((dropout.round, dropout.site) for dropout in self.dropouts)
+        _require_unique("dropouts", places)
+        return self
+
+
+class CompareSection(Table):
+    """``[compare]``: what ``secfed compare`` sets side by side."""
+
+    methods: Texts = ("ffa-lora", "fedavg")
+    baselines: Annotated[
+        tuple[Literal["head-only", "non-private"], ...], BeforeValidator(_list_as_tuple)
+    ] = ("head-only", "non-private")
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_list_as_tuple)] = (0,)
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        for index, name in enumerate(self.methods):
+            check_method(f"methods[{index + 1}]", name)
+        for key in ("methods", "baselines", "seeds"):
+            _require_unique(key, getattr(self, key))
+        for key in ("methods", "seeds"):
+            if not getattr(self, key):
+                raise ContradictionError(key, "name at least one")
+        return self

@@ -1,0 +1,77 @@
+"""Values that three or more modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LORA_A", "LORA_B", "Adapter", "LabelledTexts", "SiteData", "Tensors"]
+
+Tensors = Mapping[str, NDArray[np.float32]]
+"""Named arrays; iteration order is the order on the wire."""
+
+LORA_A = ".lora_A"
+LORA_B = ".lora_B"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The trainable numbers of a study between two rounds.
+
+    ``tensors`` maps ``<module>.lora_A`` (r, in), ``<module>.lora_B`` (out, r),
+    ``head.weight`` (classes, hidden) and ``head.bias`` (classes,) to arrays.
+    The change of module W is ``scaling * B @ A`` with
+    ``scaling = lora_alpha / r`` (Hu et al., ICLR 2022, section 4.1).
+    """
+
+    tensors: Tensors
+    scaling: float
+
+    def modules(self) -> tuple[str, ...]:
+        """The adapted modules' names, in wire order."""
+        return tuple(
+            name.removesuffix(LORA_A) for name in self.tensors if name.endswith(LORA_A)
+        )
+
+    def replaced(self, changed: Tensors) -> Adapter:
+        """This adapter with some tensors replaced; names and order are kept."""
+        unknown = changed.keys() - self.tensors.keys()
+        if unknown:
+            raise KeyError(f"not tensors of this adapter: {sorted(unknown)}")
+        merged = {name: changed.get(name, value) for name, value in self.tensors.items()}
+        return Adapter(tensors=merged, scaling=self.scaling)
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts with class numbers; ``labels`` is int64 of shape (len(texts),)."""
+
+    texts: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return f"LabelledTexts(<{len(self.texts)} records>)"
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """One site's private records; ``units[i]`` is the privacy unit of record i.
+
+    Units are numbered 0..num_units-1. Nothing of this object leaves the site,
+    not even its sizes.
+    """
+
+    site: str
+    records: LabelledTexts
+    units: NDArray[np.int64]
+
+    @property
+    def num_units(self) -> int:
+        """Number of privacy units (private: never released)."""
+        return int(self.units.max()) + 1 if len(self.units) else 0
+
+    def __repr__(self) -> str:
+        return f"SiteData(site={self.site!r}, <private>)"

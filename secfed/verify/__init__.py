@@ -1,0 +1,132 @@
+"""Verify a run directory offline: no model, no PyTorch, no trust in its author.
+
+A run directory that verifies agrees with itself and was signed by the holder of
+one key. Whose key that is says the fingerprint: give it as ``trust``, from
+elsewhere than the directory, or the report is UNPINNED. What a verified ledger
+does not prove: that a site really added the noise it recorded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from secfed.errors import VerificationError
+from secfed.signing import fingerprint
+from secfed.verify import claims
+from secfed.verify.checks import Check, Checklist, VerificationReport
+from secfed.verify.comparison import ARMS, check_arms, check_comparison
+from secfed.verify.files import Bundle, check_files, check_study, is_directory
+from secfed.verify.story import read_ledger, tell
+
+__all__ = ["Check", "VerificationReport", "verify_run"]
+
+
+def verify_run(path: str | Path, trust: str | None = None) -> VerificationReport:
+    """Check a run or a comparison, and each arm of a comparison.
+
+    Never raises because of what the directory holds; every finding is a check.
+
+    Args:
+        path: The run directory.
+        trust: The fingerprint of the coordinator whose signature is expected,
+            in groups or not. None gives an UNPINNED report.
+
+    Returns:
+        The report; ``passed`` is the answer.
+    """
+    root = Path(path)
+    checklist = Checklist()
+    if not checklist.ask("directory", lambda: _check_directory(root)):
+        return VerificationReport(
+            path=str(path),
+            kind="unknown",
+            fingerprint=None,
+            pinned=False,
+            checks=tuple(checklist.done),
+        )
+    if is_directory(root / ARMS):
+        return _verify_comparison(root, trust, checklist)
+    return _verify_single(root, trust, checklist)
+
+
+def _check_directory(root: Path) -> str:
+    if not root.exists():
+        raise VerificationError(f"{root}: there is no such directory")
+    if not root.is_dir():
+        raise VerificationError(f"{root}: not a directory; give the run's directory")
+    return "it exists"
+
+
+def _report(
+    root: Path,
+    kind: str,
+    checklist: Checklist,
+    signer: tuple[Bundle | None, bool],
+    arms: tuple[VerificationReport, ...] = (),
+) -> VerificationReport:
+    bundle, pinned = signer
+    return VerificationReport(
+        path=str(root),
+        kind=kind,
+        fingerprint=fingerprint(bundle.manifest.coordinator_key) if bundle else None,
+        pinned=pinned,
+        checks=tuple(checklist.done),
+        arms=arms,
+    )
+
+
+def _verify_single(
+    root: Path, trust: str | None, checklist: Checklist
+) -> VerificationReport:
+    signer = check_files(root, trust, checklist)
+    if signer[0] is not None:
+        _check_run(signer[0], checklist)
+    return _report(root, "run", checklist, signer)
+
+
+def _check_run(bundle: Bundle, checklist: Checklist) -> None:
+    manifest = bundle.manifest
+    study = checklist.read("study", lambda: check_study(bundle))
+    entries = checklist.read("ledger", lambda: read_ledger(bundle))
+    if study is None or entries is None:
+        return
+    story = checklist.read("order of entries", lambda: tell(entries, manifest, study))
+    if story is None:
+        return
+    checklist.ask("plan and steps", lambda: claims.check_plan(story, study))
+    checklist.ask("adapters", lambda: claims.check_adapters(story, manifest))
+    checklist.ask("epsilon", lambda: claims.check_epsilon(story, study))
+    checklist.ask("statement", lambda: claims.check_statement(bundle, story, study))
+    checklist.ask("metrics", lambda: claims.check_metrics(bundle, story))
+
+
+def _verify_comparison(
+    root: Path, trust: str | None, checklist: Checklist
+) -> VerificationReport:
+    signer = check_files(root, trust, checklist)
+    bundle = signer[0]
+    if bundle is not None:
+        study = checklist.read("study", lambda: check_study(bundle))
+        listed = checklist.read("comparison", lambda: check_comparison(bundle))
+        if study is not None and listed is not None:
+            checklist.ask("arms", lambda: check_arms(bundle, study, listed))
+    arms = tuple(_verify_arm(child, trust) for child in sorted((root / ARMS).iterdir()))
+    return _report(root, "comparison", checklist, signer, arms)
+
+
+def _verify_arm(root: Path, trust: str | None) -> VerificationReport:
+    checklist = Checklist()
+    if not checklist.ask("directory", lambda: _check_arm_directory(root)):
+        return _report(root, "unknown", checklist, (None, False))
+    return _verify_single(root, trust, checklist)
+
+
+def _check_arm_directory(root: Path) -> str:
+    if not is_directory(root):
+        raise VerificationError(f"{ARMS}/{root.name}: not a directory")
+    return "it exists"
+
+
+def _list_arms(root: Path, children: list[Path]) -> str:
+    children.extend(sorted((root / ARMS).iterdir()))
+    return f"{len(children)} arms, each verified below"

@@ -1,0 +1,230 @@
+"""What study, adapters, statement and metrics claim, against the ledger.
+
+Each function returns the sentence that a passed check prints, and raises where
+the claim does not follow from the ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from secfed.canonical import parse_json
+from secfed.entries import PlanEntry, RoundEntry
+from secfed.errors import LedgerError, VerificationError
+from secfed.manifest import Manifest
+from secfed.privacy import accounting
+from secfed.statement import StatementContext, build_statement, round_event_json
+from secfed.study import Study
+from secfed.verify.files import Bundle
+from secfed.verify.story import Story
+
+__all__ = [
+    "check_adapters",
+    "check_epsilon",
+    "check_metrics",
+    "check_plan",
+    "check_statement",
+    "difference",
+    "read_metrics",
+]
+
+_RELATIVE_TOLERANCE = 1e-4
+"""Room for another processor's floating point; a claim is not off by so little."""
+
+_RECOMPUTED: dict[str, tuple[str, ...]] = {
+    "study": ("name", "title", "method", "digest"),
+    "guarantee": ("unit", "neighbouring", "delta", "epsilon_limit"),
+    "across_sites": ("epsilon", "delta"),
+    "execution": ("simulation_seed", "verdict"),
+}
+"""What follows from the ledger and the study; prose may change with versions."""
+
+
+def check_plan(story: Story, study: Study) -> str:
+    """The plan is the study's, and every started round spent what it says."""
+    _check_parameters(story.plan, study)
+    plan = story.plan
+    events = {
+        site: round_event_json(values)
+        for site, values in plan.sites.items()
+        if values is not None
+    }
+    for index, body in story.rounds.items():
+        due = set(body.participants) if plan.private else set()
+        if body.spent.keys() != due:
+            missing = ", ".join(sorted(due ^ body.spent.keys()))
+            raise LedgerError(index, f"no spent event, or one too many: {missing}")
+        for site, event in body.spent.items():
+            if event != events[site]:
+                raise LedgerError(index, f"{site}: not the event of its plan")
+    if not plan.private:
+        return "no privacy plan: nothing was promised and nothing spent"
+    return f"{len(story.rounds)} started rounds, each spent as planned by each site"
+
+
+def _check_parameters(plan: PlanEntry, study: Study) -> None:
+    shared: dict[str, object] = {
+        "max_colluders": study.secagg.colluders,
+        "mode": study.secagg.mode,
+        "ring_bits": study.secagg.ring_bits,
+        "threshold": study.secagg.threshold or plan.threshold,
+    }
+    for name, value in shared.items():
+        if getattr(plan, name) != value:
+            raise LedgerError(1, f"{name} is not the study's")
+    promised: dict[str, object] = {
+        "unit": study.privacy.unit,
+        "max_records_per_unit": study.privacy.max_records_per_unit,
+        "neighbouring": study.privacy.neighbouring,
+        "clip_norm": study.privacy.clip_norm,
+        "delta": study.privacy.delta,
+        "rounds": study.training.rounds,
+        "steps_per_round": study.training.steps_per_round,
+    }
+    for site, values in plan.sites.items():
+        for name, value in promised.items():
+            if values is not None and values.get(name) != value:
+                raise LedgerError(1, f"{site}: {name} is not the study's")
+
+
+def check_adapters(story: Story, manifest: Manifest) -> str:
+    """The adapters of rounds and release are the files that the ledger means."""
+    expected = {
+        "adapter/adapter_model.safetensors": story.release.adapter_sha256,
+        "adapter/adapter_config.json": story.release.config_sha256,
+        "statement.json": story.release.statement_sha256,
+        "adapters/round-000.safetensors": story.plan.initial_adapter_sha256,
+    }
+    for entry in story.completed():
+        expected[f"adapters/round-{entry.round:03d}.safetensors"] = entry.adapter_sha256
+    for name, value in expected.items():
+        if manifest.files.get(name) != value:
+            raise VerificationError(f"{name}: not the file that the ledger records")
+    for name in manifest.files:
+        if name.startswith(("adapter/", "adapters/")) and name not in expected:
+            raise VerificationError(f"{name}: the ledger records no such adapter")
+    return f"{len(story.completed()) + 2} adapters are those of the ledger"
+
+
+def check_epsilon(story: Story, study: Study) -> str:
+    """Epsilon, computed again from the spent events, is as recorded and allowed."""
+    if not story.plan.private:
+        return "not private: no epsilon is claimed"
+    delta, limit = study.privacy.delta, study.privacy.epsilon
+    worst = 0.0
+    for site in story.plan.sites:
+        events: list[Any] = []
+        for index, body in story.rounds.items():
+            if site not in body.spent:
+                continue
+            events.append(accounting.event_from_json(body.spent[site]))
+            total = accounting.epsilon(events, delta)
+            if not _close(total, body.epsilon[site]):
+                raise LedgerError(
+                    index,
+                    f"{site}: records epsilon {body.epsilon[site]:.6g}, the events "
+                    f"give {total:.6g}",
+                )
+            if total > limit:
+                raise LedgerError(
+                    index, f"{site}: epsilon {total:.6g} exceeds the study's {limit:g}"
+                )
+            worst = max(worst, total)
+    return f"recomputed: at most {worst:.4g} at delta {delta:g}, allowed {limit:g}"
+
+
+def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
+    """The statement's numbers follow from the ledger."""
+    statement = bundle.json("statement.json")
+    again = build_statement(
+        study.canonical(), story.plan, list(story.rounds.values()), StatementContext()
+    )
+    if not isinstance(statement, dict) or statement.keys() != again.keys():
+        raise VerificationError("statement.json: not the sections of a statement")
+    pairs = [(name, statement[name], again[name]) for name in ("private", "sites")]
+    for section, keys in _RECOMPUTED.items():
+        pairs += [
+            (f"{section}.{key}", statement[section][key], again[section][key])
+            for key in keys
+        ]
+    for name, said, computed in pairs:
+        where = difference(said, computed)
+        if where is not None:
+            raise VerificationError(
+                f"statement.json: {name}{where} does not follow from the ledger"
+            )
+    if str(statement["headline"]).startswith("NOT PRIVATE") == again["private"]:
+        raise VerificationError("statement.json: the headline contradicts the ledger")
+    return f"its numbers follow from the ledger: {again['headline']}"
+
+
+def read_metrics(bundle: Bundle, name: str) -> list[dict[str, Any]]:
+    """The lines of a metrics file.
+
+    Raises:
+        VerificationError: A line is not a JSON object.
+    """
+    lines = []
+    for number, line in enumerate(bundle.read(name).splitlines(), start=1):
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            raise VerificationError(f"{name}: line {number}: {error}") from error
+        if not isinstance(value, dict):
+            raise VerificationError(f"{name}: line {number} is not an object")
+        lines.append(value)
+    return lines
+
+
+def check_metrics(bundle: Bundle, story: Story) -> str:
+    """The metrics tell of the same rounds, survivors, dropouts and epsilon."""
+    metrics = read_metrics(bundle, "metrics.jsonl")
+    lines = {line["round"]: line for line in metrics}
+    if len(lines) != len(metrics):
+        raise VerificationError("metrics.jsonl: a round occurs twice")
+    numbers = {body.round for body in story.rounds.values()}
+    if lines.keys() - {0} != numbers:
+        odd = sorted(lines.keys() - {0} ^ numbers, key=str)
+        raise VerificationError(f"metrics.jsonl: rounds {odd} differ from the ledger")
+    for body in story.rounds.values():
+        line = lines[body.round]
+        same = difference(line.get("epsilon") or {}, dict(body.epsilon)) is None
+        if isinstance(body, RoundEntry):
+            same &= line["status"] == "completed"
+            same &= sorted(line["survivors"]) == sorted(body.survivors)
+            same &= line["dropouts"] == body.dropouts
+        else:
+            same &= line["status"] == "interrupted"
+        if not same:
+            raise VerificationError(
+                f"metrics.jsonl: round {body.round} is not as the ledger records it"
+            )
+    return f"{len(numbers)} rounds agree with the ledger"
+
+
+def _close(left: float, right: float) -> bool:
+    return math.isclose(left, right, rel_tol=_RELATIVE_TOLERANCE, abs_tol=1e-9)
+
+
+def difference(left: Any, right: Any) -> str | None:
+    """Where two JSON values differ, as a path; None where they agree."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        if left.keys() != right.keys():
+            return f".{min(left.keys() ^ right.keys())}"
+        pairs = [(f".{key}", left[key], right[key]) for key in sorted(right)]
+    elif isinstance(left, list) and isinstance(right, list | tuple):
+        if len(left) != len(right):
+            return "[]"
+        pairs = [
+            (f"[{i}]", *both) for i, both in enumerate(zip(left, right, strict=True))
+        ]
+    elif isinstance(right, float) and type(left) in {int, float}:
+        return None if _close(float(left), right) else ""
+    else:
+        return None if type(left) is type(right) and left == right else ""
+    for where, one, other in pairs:
+        deeper = difference(one, other)
+        if deeper is not None:
+            return where + deeper
+    return None

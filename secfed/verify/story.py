@@ -1,0 +1,135 @@
+"""The ledger by itself: is it whole, and do its entries follow each other?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secfed.entries import (
+    Body,
+    InterruptedEntry,
+    PlanEntry,
+    ReleaseEntry,
+    RoundEntry,
+    StudyEntry,
+)
+from secfed.errors import LedgerError
+from secfed.ledger import Entry, head, split_lines, verify_entries
+from secfed.manifest import Manifest
+from secfed.study import Study
+from secfed.verify.files import Bundle
+
+__all__ = ["Story", "read_ledger", "tell"]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A ledger's entries in the roles that they play; keys are entry numbers."""
+
+    study: StudyEntry
+    plan: PlanEntry
+    rounds: Mapping[int, RoundEntry | InterruptedEntry]
+    release: ReleaseEntry
+
+    def completed(self) -> tuple[RoundEntry, ...]:
+        """The rounds that gave a sum."""
+        return tuple(r for r in self.rounds.values() if isinstance(r, RoundEntry))
+
+
+def read_ledger(bundle: Bundle) -> tuple[tuple[Entry, ...], str]:
+    """The entries, if the chain, the signatures and the head are right."""
+    lines = split_lines(bundle.read("ledger.jsonl"))
+    entries = verify_entries(lines, bundle.manifest.coordinator_key)
+    if head(entries) != bundle.manifest.ledger_head:
+        raise LedgerError(
+            max(len(entries) - 1, 0), "the ledger does not end where the manifest says"
+        )
+    return (
+        entries,
+        f"{len(entries)} entries, chained and signed, to the manifest's head",
+    )
+
+
+def tell(
+    entries: Sequence[Entry], manifest: Manifest, study: Study
+) -> tuple[Story, str]:
+    """Give every entry its role and check that they follow each other.
+
+    1. Entry 0 is the study, entry 1 the plan, the last one the release.
+    2. The study is this study, recorded under this key.
+    3. Rounds are numbered 1, 2, … without a gap and none occurs twice.
+    4. Participants belong to the plan; a sum has at least threshold survivors.
+    5. The release counts the rounds rightly.
+
+    Raises:
+        LedgerError: Names the first entry that does not fit.
+    """
+    bodies = [entry.parsed() for entry in entries]
+    # 1
+    study_entry = _role(bodies, 0, StudyEntry)
+    plan = _role(bodies, 1, PlanEntry)
+    last = len(bodies) - 1
+    release = _role(bodies, last, ReleaseEntry)
+    # 2
+    _check_study_entry(study_entry, manifest, study)
+    if set(plan.sites) != set(study.sites):
+        raise LedgerError(1, "the plan's sites are not the study's")
+    rounds: dict[int, RoundEntry | InterruptedEntry] = {}
+    for index in range(2, last):
+        body = bodies[index]
+        # 3
+        if not isinstance(body, RoundEntry | InterruptedEntry):
+            raise LedgerError(index, f"a second {body.kind!r} entry")
+        if body.round != index - 1:
+            raise LedgerError(
+                index, f"it records round {body.round} where {index - 1} follows"
+            )
+        if body.round > study.training.rounds:
+            raise LedgerError(index, f"the study has {study.training.rounds} rounds")
+        _check_cohort(index, body, plan)
+        rounds[index] = body
+    # 5
+    completed = sum(isinstance(body, RoundEntry) for body in rounds.values())
+    if (release.rounds_completed, release.rounds_interrupted) != (
+        completed,
+        len(rounds) - completed,
+    ):
+        raise LedgerError(last, "the release counts other rounds than the ledger")
+    story = Story(study_entry, plan, rounds, release)
+    return story, f"{len(rounds)} rounds in order, {completed} of them completed"
+
+
+def _role(bodies: Sequence[Body], index: int, role: type[Any]) -> Any:
+    if not 0 <= index < len(bodies) or not isinstance(bodies[index], role):
+        raise LedgerError(max(index, 0), f"a {role.kind!r} entry is expected here")
+    return bodies[index]
+
+
+def _check_study_entry(entry: StudyEntry, manifest: Manifest, study: Study) -> None:
+    expected: dict[str, object] = {
+        "study_digest": manifest.study_digest,
+        "coordinator_key": manifest.coordinator_key.hex(),
+        "name": study.name,
+        "method": study.training.method,
+        "simulation_seed": study.simulation.seed,
+        "model_sha256": study.model.sha256,
+    }
+    for name, value in expected.items():
+        if getattr(entry, name) != value:
+            raise LedgerError(0, f"{name} is not that of study.json and manifest")
+
+
+def _check_cohort(
+    index: int, body: RoundEntry | InterruptedEntry, plan: PlanEntry
+) -> None:
+    # 4
+    strangers = set(body.participants) - plan.sites.keys()
+    if strangers:
+        raise LedgerError(index, f"not in the plan: {', '.join(sorted(strangers))}")
+    if isinstance(body, RoundEntry) and len(body.survivors) < plan.threshold:
+        raise LedgerError(
+            index,
+            f"a sum of {len(body.survivors)} survivors, below the threshold "
+            f"{plan.threshold}",
+        )

@@ -1,0 +1,230 @@
+"""Small run directories with real evidence around fake adapters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from secfed.canonical import canonical_json, file_sha256, sha256_hex
+from secfed.entries import (
+    InterruptedEntry,
+    PlanEntry,
+    ReleaseEntry,
+    RoundEntry,
+    StudyEntry,
+)
+from secfed.ledger import Ledger, head
+from secfed.manifest import write_manifest
+from secfed.privacy import accounting
+from secfed.privacy.plan import PrivacyPlan
+from secfed.signing import CoordinatorKey
+from secfed.statement import StatementContext, build_statement, round_event_json
+from secfed.study import Study, load_study_dict
+
+TIME = "2026-03-01T12:00:00Z"
+SITES = ("north", "south", "west")
+KEY = CoordinatorKey(b"\x01" * 32)
+OTHER_KEY = CoordinatorKey(b"\x02" * 32)
+DELTA = 1e-5
+
+STUDY: dict[str, Any] = {
+    "format": 1,
+    "study": {"name": "tiny", "title": "Three sites"},
+    "data": {
+        "source": "records.csv",
+        "text_column": "text",
+        "label_column": "label",
+        "labels": ["a", "b"],
+        "site_column": "hospital",
+        "partition": {"kind": "natural", "sites": list(SITES)},
+        "holdout": {"fraction": 0.2},
+    },
+    "model": {"path": "model", "sha256": "ab" * 32},
+    "adapter": {"r": 2, "lora_alpha": 4.0},
+    "training": {
+        "method": "ffa-lora",
+        "rounds": 3,
+        "steps_per_round": 2,
+        "expected_batch": 50,
+        "head_learning_rate": 0.01,
+        "learning_rate": {"ffa-lora": 0.001, "fedavg": 0.001},
+    },
+    "privacy": {
+        "epsilon": 8.0,
+        "delta": DELTA,
+        "unit": "record",
+        "nominal_units": dict.fromkeys(SITES, 1000),
+    },
+}
+
+Body = dict[str, Any]
+Change = Callable[[int, Body], Body]
+
+
+def make_study(seed: int | None = None, method: str = "ffa-lora") -> Study:
+    values = copy.deepcopy(STUDY)
+    values["training"]["method"] = method
+    if seed is not None:
+        values["simulation"] = {"seed": seed}
+    return load_study_dict(values, "tiny")
+
+
+def make_plan() -> PrivacyPlan:
+    return PrivacyPlan(
+        unit="record",
+        max_records_per_unit=1,
+        neighbouring="add-remove",
+        clip_norm=1.0,
+        noise_multiplier=1.0,
+        sampling_probability=0.05,
+        expected_batch=50,
+        steps_per_round=2,
+        rounds=3,
+        delta=DELTA,
+        nominal_units=1000,
+    )
+
+
+def plan_entry(private: bool = True) -> PlanEntry:
+    return PlanEntry(
+        private=private,
+        sites={site: make_plan().to_json() if private else None for site in SITES},
+        identities={site: sha256_hex(site.encode()) for site in SITES},
+        threshold=2,
+        max_colluders=1,
+        ring_bits=32,
+        mode="malicious",
+        initial_adapter_sha256=sha256_hex(b"adapter 0"),
+    )
+
+
+def round_entries(private: bool = True) -> list[RoundEntry | InterruptedEntry]:
+    """Round 1 whole, round 2 interrupted, round 3 with a dropout."""
+    event = round_event_json(make_plan().to_json())
+    spent = dict.fromkeys(SITES, event) if private else {}
+    totals = [
+        accounting.epsilon([accounting.event_from_json(event)] * count, DELTA)
+        for count in (1, 2, 3)
+    ]
+    return [
+        RoundEntry(
+            round=1,
+            attempt=1,
+            participants=SITES,
+            survivors=SITES,
+            dropouts={},
+            aggregate_sha256=sha256_hex(b"sum 1"),
+            adapter_sha256=sha256_hex(b"adapter 1"),
+            spent=spent,
+            epsilon=dict.fromkeys(spent, totals[0]),
+        ),
+        InterruptedEntry(
+            round=2,
+            attempt=1,
+            participants=SITES,
+            spent=spent,
+            epsilon=dict.fromkeys(spent, totals[1]),
+            reason="interrupted",
+        ),
+        RoundEntry(
+            round=3,
+            attempt=1,
+            participants=SITES,
+            survivors=("north", "west"),
+            dropouts={"south": "shares"},
+            aggregate_sha256=sha256_hex(b"sum 3"),
+            adapter_sha256=sha256_hex(b"adapter 3"),
+            spent=spent,
+            epsilon=dict.fromkeys(spent, totals[2]),
+        ),
+    ]
+
+
+def metrics_lines(private: bool = True) -> list[Body]:
+    lines: list[Body] = [{"round": 0, "status": "completed", "accuracy": 0.5}]
+    for entry in round_entries(private):
+        completed = isinstance(entry, RoundEntry)
+        line: Body = {"round": entry.round, "epsilon": entry.epsilon}
+        line["status"] = "completed" if completed else "interrupted"
+        if isinstance(entry, RoundEntry):
+            line |= {"survivors": list(entry.survivors), "dropouts": entry.dropouts}
+            line["accuracy"] = 0.5 + entry.round / 10
+        lines.append(line)
+    return lines
+
+
+def write_run(
+    run: Path,
+    *,
+    key: CoordinatorKey = KEY,
+    private: bool = True,
+    seed: int | None = None,
+    method: str = "ffa-lora",
+    change: Change = lambda index, body: body,
+    statement: Change = lambda index, body: body,
+) -> None:
+    """Write an arm as a runtime would; ``change`` rewrites ledger bodies first.
+
+    ``statement`` rewrites the statement (index -1) before it is recorded.
+    """
+    study = make_study(seed, method)
+    (run / "adapters").mkdir(parents=True)
+    (run / "adapter").mkdir()
+    for number in (0, 1, 3):
+        path = run / "adapters" / f"round-{number:03d}.safetensors"
+        path.write_bytes(f"adapter {number}".encode())
+    model = run / "adapter" / "adapter_model.safetensors"
+    model.write_bytes(b"final adapter")
+    config = run / "adapter" / "adapter_config.json"
+    config.write_bytes(b'{"r":2}')
+    (run / "study.json").write_bytes(canonical_json(study.canonical()))
+    metrics = b"".join(canonical_json(line) + b"\n" for line in metrics_lines(private))
+    (run / "metrics.jsonl").write_bytes(metrics)
+    (run / "report.html").write_bytes(b"<html></html>")
+    plan, rounds = plan_entry(private), round_entries(private)
+    said = build_statement(study.canonical(), plan, rounds, StatementContext())
+    (run / "statement.json").write_bytes(canonical_json(statement(-1, said)))
+    entries = [
+        StudyEntry(
+            study_digest=study.digest(),
+            name=study.name,
+            method=study.training.method,
+            model_sha256=study.model.sha256,
+            simulation_seed=seed,
+            coordinator_key=key.public_bytes.hex(),
+            secfed_version="0.1.0",
+        ),
+        plan,
+        *rounds,
+        ReleaseEntry(
+            adapter_sha256=file_sha256(model),
+            config_sha256=file_sha256(config),
+            statement_sha256=file_sha256(run / "statement.json"),
+            rounds_completed=2,
+            rounds_interrupted=1,
+        ),
+    ]
+    with Ledger(run / "ledger.jsonl", key) as ledger:
+        for index, entry in enumerate(entries):
+            ledger.append(entry.kind, change(index, entry.to_body()), TIME)
+        last = head(ledger.entries())
+    write_manifest(run, study.digest(), last, key)
+
+
+def write_comparison(run: Path, key: CoordinatorKey = KEY) -> None:
+    study = make_study()
+    arms = []
+    for method in ("ffa-lora", "fedavg"):
+        write_run(run / "arms" / method, method=method, key=key)
+        arms.append(
+            {"name": method, "run": f"arms/{method}", "rounds": metrics_lines()}
+        )
+    comparison = {"format": 1, "study_digest": study.digest(), "arms": arms}
+    (run / "comparison.json").write_bytes(canonical_json(comparison))
+    (run / "study.json").write_bytes(canonical_json(study.canonical()))
+    (run / "report.html").write_bytes(b"<html></html>")
+    (run / "private").mkdir(mode=0o700)
+    (run / "private" / "coordinator.key").write_bytes(b"secret")
+    write_manifest(run, study.digest(), None, key)

@@ -1,0 +1,359 @@
+"""Known answers of other accountants, and the bounds drawn from the PLD."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting.pld import PLDAccountant
+from scipy.stats import norm
+
+from secfed.errors import PlanError
+from secfed.privacy import accounting
+from secfed.privacy.accounting import (
+    advantage,
+    conservative_mu,
+    epsilon,
+    event_from_json,
+    event_to_json,
+    fits,
+    guarantee,
+    sampled_gaussian,
+    true_positive_rate,
+)
+from secfed.privacy.distributions import pld_epsilon
+from secfed.privacy.events import merge
+
+DELTA = 1e-5
+
+
+# (noise multiplier, sampling probability, steps, delta) -> PLD add-remove, PLD
+# replace-one: dp_accounting 0.6 with its default settings.
+PLD_ANSWERS = [
+    ((1.5, 0.04, 2250, 1e-5), 6.7688, 13.4885),
+    ((1.0, 0.064, 313, 1e-5), 7.7391, 12.2666),
+    ((0.8, 0.005, 1000, 1e-6), 2.0041, 2.4024),
+    ((4.0, 0.01, 10000, 1e-5), 0.9470, 1.9932),
+    ((20.0, 1.0, 100, 1e-5), 1.9931, 4.3772),
+]
+
+
+@pytest.mark.parametrize(("inputs", "add_remove", "replace_one"), PLD_ANSWERS)
+def test_pld_answers(inputs, add_remove, replace_one):
+    noise, q, steps, delta = inputs
+    events = [sampled_gaussian(q, noise, steps)]
+    assert epsilon(events, delta) == pytest.approx(add_remove, abs=6e-5)
+    assert epsilon(events, delta, "replace-one") == pytest.approx(replace_one, abs=6e-5)
+
+
+def opacus_rdp(noise, q, steps, delta):
+    accountants = pytest.importorskip("opacus.accountants")
+    accountant = accountants.RDPAccountant()
+    accountant.history = [(noise, q, steps)]
+    return accountant.get_epsilon(delta)
+
+
+def test_rdp_agrees_with_opacus():
+    # Opacus' own test suite: 7.32911117143. dp_accounting bounds fractional
+    # orders a little more cautiously: 7.32933.
+    assert opacus_rdp(1.5, 0.04, 2250, DELTA) == pytest.approx(7.32911117143, abs=1e-8)
+    ours = epsilon([sampled_gaussian(0.04, 1.5, 2250)], DELTA, method="rdp")
+    assert ours == pytest.approx(7.3291, abs=3e-4)
+    assert ours >= 7.32911117143
+
+
+# TensorFlow Privacy's own tests (units, batch, noise, epochs, delta) -> RDP.
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ((60_000, 150, 1.3, 15, 1e-5), 0.7242234026),
+        ((100_000, 100, 1.0, 30, 1e-7), 1.4154988495),
+    ],
+)
+def test_rdp_agrees_with_tensorflow_privacy(inputs, expected):
+    units, batch, noise, epochs, delta = inputs
+    steps = math.ceil(epochs * units / batch)
+    events = [sampled_gaussian(batch / units, noise, steps)]
+    # More orders than theirs can only tighten the bound.
+    assert epsilon(events, delta, method="rdp") <= expected + 1e-9
+    assert epsilon(events, delta, method="rdp") >= 0.99 * expected
+
+
+def test_tensorflow_privacy_example():
+    # Their compute_dp_sgd_privacy example: q = 0.01, 120 steps, noise 0.7.
+    events = [sampled_gaussian(0.01, 0.7, 120)]
+    assert epsilon(events, DELTA) == pytest.approx(2.4612381, abs=1e-6)
+    assert epsilon(events, DELTA, method="rdp") == pytest.approx(3.2392676, abs=1e-3)
+
+
+def test_an_accountant_that_restarts_each_round_hides_the_truth():
+    # 20 rounds of 50 steps, q = 0.01, noise 1, delta = 1e-5.
+    one_round = sampled_gaussian(0.01, 1.0, 50)
+    restarted = epsilon([one_round], DELTA, method="rdp")
+    truth = epsilon([one_round] * 20, DELTA, method="rdp")
+    assert restarted == pytest.approx(1.136, abs=5e-4)
+    assert truth == pytest.approx(2.101, abs=5e-4)
+    assert epsilon([one_round] * 20, DELTA) == pytest.approx(1.8282, abs=1e-4)
+
+
+def test_two_studies_compose_as_events():
+    first = sampled_gaussian(0.064, 1.0, 313)
+    second = sampled_gaussian(0.1, 0.8, 200)
+    together = epsilon([first, second], DELTA)
+    assert together == pytest.approx(17.83, abs=6e-3)
+    assert together == epsilon([second, first], DELTA)
+    assert together < epsilon([first], DELTA) + epsilon([second], DELTA)
+    assert epsilon([first, second], DELTA, method="rdp") == pytest.approx(19.6, abs=0.1)
+
+
+def test_the_reference_is_what_dp_accounting_computes_by_default():
+    events = [sampled_gaussian(0.05, 1.1, 60), dp_accounting.GaussianDpEvent(9.0)]
+    accountant = PLDAccountant()
+    for event in events:
+        accountant.compose(event)
+    assert epsilon(events, 1e-6) == pytest.approx(
+        accountant.get_epsilon(1e-6), abs=1e-7
+    )
+
+
+def gaussian_delta(eps, mu):
+    return norm.cdf(-eps / mu + mu / 2) - math.exp(eps) * norm.cdf(-eps / mu - mu / 2)
+
+
+def test_full_batches_match_the_closed_form_of_gaussian_dp():
+    # 25 Gaussians of noise 10 and one of noise 2 are mu = sqrt(25/100 + 1/4).
+    events = [sampled_gaussian(1.0, 10.0, 25), dp_accounting.GaussianDpEvent(2.0)]
+    bound = epsilon(events, DELTA)
+    assert gaussian_delta(bound, math.sqrt(0.5)) <= DELTA
+    assert gaussian_delta(bound - 1e-3, math.sqrt(0.5)) > DELTA
+
+
+def test_equal_events_merge_however_they_are_nested():
+    step = dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(1.0))
+    nested = dp_accounting.ComposedDpEvent(
+        [step, dp_accounting.SelfComposedDpEvent(sampled_gaussian(0.1, 1.0, 3), 4)]
+    )
+    assert merge([nested, step]) == ((0.1, 1.0, 14),)
+    assert epsilon([nested, step], DELTA) == epsilon(
+        [sampled_gaussian(0.1, 1.0, 14)], DELTA
+    )
+
+
+def test_nothing_costs_nothing():
+    assert epsilon([], DELTA) == 0
+    assert conservative_mu([]) == 0
+    assert advantage([]) == 0
+    assert true_positive_rate([], 0.01) == 0.01
+    assert fits([], DELTA, 0.0)
+
+
+@pytest.mark.parametrize("factor", [1.00001, 1.001, 1.5, 0.99999, 0.999])
+def test_fits_is_the_reference_comparison(factor):
+    events = [sampled_gaussian(0.05, 1.0, 50)]
+    limit = factor * epsilon(events, DELTA)
+    assert fits(events, DELTA, limit) is (factor > 1)
+
+
+@pytest.mark.parametrize("interval", [2e-4, 1e-3, 5e-3])
+def test_coarser_grids_stay_pessimistic(interval):
+    event = sampled_gaussian(0.05, 1.0, 50)
+    coarse = pld_epsilon(merge([event]), DELTA, "add-remove", interval)
+    assert coarse >= epsilon([event], DELTA) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("q", "noise", "steps"),
+    [(1e-6, 0.5, 10), (1e-3, 0.011, 3), (0.001, 1e5, 10**6)],
+)
+def test_extreme_events_stay_within_time_and_memory(q, noise, steps):
+    assert epsilon([sampled_gaussian(q, noise, steps)], DELTA) >= 0
+
+
+def test_a_loss_beyond_every_grid_is_infinite_and_not_a_crash():
+    event = sampled_gaussian(0.5, 0.05, 10**6)
+    assert epsilon([event], DELTA) == math.inf
+    assert not fits([event], DELTA, 1e6)
+    assert conservative_mu([event]) is None
+    assert advantage([event]) == true_positive_rate([event], 0.01) == 1
+
+
+def test_small_losses_are_not_lost_in_the_grid():
+    # With noise 4 and q = 0.0005 the loss of a step is about the grid's width;
+    # the default grid says 0.084.
+    bound = epsilon([sampled_gaussian(0.0005, 4.0, 100_000)], DELTA)
+    tight = pld_epsilon(
+        merge([sampled_gaussian(0.0005, 4.0, 100_000)]), DELTA, "add-remove", 1e-5
+    )
+    assert tight <= bound <= 1.02 * tight
+
+
+# The trade-off
+
+
+def test_attack_rates_known_answers():
+    # riskcal 1.5.1: TPR 18.8 % at FPR 1 %, 5.4 % at 0.1 %, advantage 0.5035.
+    events = [sampled_gaussian(0.064, 1.0, 313)]
+    assert true_positive_rate(events, 0.01) == pytest.approx(0.188, abs=5e-4)
+    assert true_positive_rate(events, 0.001) == pytest.approx(0.054, abs=5e-4)
+    assert advantage(events) == pytest.approx(0.5035, abs=1e-4)
+
+
+@pytest.mark.parametrize("fpr", [0.0, 0.001, 0.01, 0.3, 0.9, 1.0])
+def test_attack_rates_of_a_gaussian_are_those_of_its_best_test(fpr):
+    events = [dp_accounting.GaussianDpEvent(1.0)]
+    best = norm.cdf(norm.ppf(fpr) + 1.0)
+    bound = true_positive_rate(events, fpr)
+    assert best - 1e-12 <= bound <= best + 2e-3
+
+
+def test_no_simulated_attack_beats_the_bound():
+    # The optimal test on one sampled Gaussian step, by simulation.
+    q, noise = 0.3, 0.7
+    draws = np.random.default_rng(7).normal(size=(2, 200_000)) * noise
+    members = np.random.default_rng(8).random(200_000) < q
+    threshold = np.quantile(draws[0], 0.99)
+    observed = float(np.mean(draws[1] + members > threshold))
+    # One-sided false-alarm rate 3e-7 for five standard errors.
+    slack = 5 * math.sqrt(observed * (1 - observed) / 200_000) + 1e-3
+    bound = true_positive_rate([sampled_gaussian(q, noise, 1)], 0.01)
+    assert observed - slack <= bound <= observed + 0.05
+
+
+@pytest.mark.parametrize("mu", [0.05, 0.5, 1.0, 4.0])
+def test_mu_of_a_gaussian_is_its_own(mu):
+    found = conservative_mu([dp_accounting.GaussianDpEvent(1 / mu)])
+    assert mu <= found <= 1.01 * mu
+
+
+@pytest.mark.parametrize("neighbouring", ["add-remove", "replace-one"])
+def test_mu_covers_the_whole_curve(neighbouring):
+    events = [sampled_gaussian(0.064, 1.0, 313)]
+    mu = conservative_mu(events, neighbouring)
+    for delta in (0.3, 0.1, 1e-2, 1e-3, 1e-5, 1e-7, 2e-10):
+        eps = epsilon(events, delta, neighbouring)
+        assert gaussian_delta(eps, mu) >= delta * (1 - 1e-6)
+    assert gaussian_delta(0.0, mu) >= advantage(events, neighbouring)
+
+
+def test_mu_is_unknown_where_no_mu_is_small_enough():
+    events = [dp_accounting.GaussianDpEvent(0.011)] * 4
+    assert conservative_mu(events) is None
+    assert true_positive_rate(events, 0.01) == 1
+
+
+def test_guarantee_reports_every_form():
+    events = (sampled_gaussian(0.064, 1.0, 313),)
+    found = guarantee(iter(events), DELTA)
+    assert found.epsilon == pytest.approx(7.7391, abs=1e-4)
+    assert found.epsilon < found.epsilon_rdp < 9
+    assert found.epsilon_replace_one == pytest.approx(12.2666, abs=1e-4)
+    assert json.loads(json.dumps(found.to_json())) == found.to_json()
+
+
+# Events as JSON
+
+
+EVENTS = [
+    dp_accounting.GaussianDpEvent(1.25),
+    sampled_gaussian(0.01, 0.9, 7),
+    dp_accounting.ComposedDpEvent(
+        [sampled_gaussian(0.01, 0.9, 7), dp_accounting.GaussianDpEvent(3.0)]
+    ),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_events_round_trip(event):
+    assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
+
+
+GAUSSIAN = {"event": "gaussian", "noise_multiplier": 1.0}
+SAMPLED = {"event": "poisson-sampled", "sampling_probability": 0.1, "of": GAUSSIAN}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        "gaussian",
+        {},
+        {"event": "gaussian"},
+        {"event": "laplace", "noise_multiplier": 1.0},
+        {**GAUSSIAN, "extra": 1},
+        {**GAUSSIAN, "noise_multiplier": 0.0},
+        {**GAUSSIAN, "noise_multiplier": -1.0},
+        {**GAUSSIAN, "noise_multiplier": 1},
+        {**GAUSSIAN, "noise_multiplier": True},
+        {**GAUSSIAN, "noise_multiplier": "1.0"},
+        {**GAUSSIAN, "noise_multiplier": float("nan")},
+        {**GAUSSIAN, "noise_multiplier": float("inf")},
+        {**GAUSSIAN, "noise_multiplier": 1e-9},
+        {**SAMPLED, "sampling_probability": 0.0},
+        {**SAMPLED, "sampling_probability": 1.5},
+        {**SAMPLED, "sampling_probability": True},
+        {**SAMPLED, "of": SAMPLED},
+        {"event": "self-composed", "count": 0, "of": SAMPLED},
+        {"event": "self-composed", "count": 2.0, "of": SAMPLED},
+        {"event": "self-composed", "count": True, "of": SAMPLED},
+        {"event": "composed", "of": SAMPLED},
+        {"event": "composed", "of": [SAMPLED, None]},
+    ],
+)
+def test_other_json_is_refused(value):
+    with pytest.raises(PlanError):
+        event_from_json(value)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        dp_accounting.NonPrivateDpEvent(),
+        dp_accounting.NoOpDpEvent(),
+        dp_accounting.LaplaceDpEvent(1.0),
+        dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.LaplaceDpEvent(1.0)),
+        dp_accounting.SampledWithoutReplacementDpEvent(
+            100, 10, dp_accounting.GaussianDpEvent(1.0)
+        ),
+        dp_accounting.SelfComposedDpEvent(dp_accounting.UnsupportedDpEvent(), 2),
+        None,
+    ],
+)
+def test_unknown_events_are_refused_everywhere(event):
+    for use in (
+        lambda: epsilon([event], DELTA),
+        lambda: event_to_json(event),
+        lambda: conservative_mu([event]),
+        lambda: fits([event], DELTA, 100.0),
+    ):
+        with pytest.raises(PlanError):
+            use()
+
+
+def test_bad_requests_are_refused():
+    events = [sampled_gaussian(0.1, 1.0, 1)]
+    for delta in (0.0, 1.0, -1e-5, math.nan):
+        with pytest.raises(PlanError, match="delta"):
+            epsilon(events, delta)
+    with pytest.raises(PlanError, match="neighbouring"):
+        epsilon(events, DELTA, "swap")
+    with pytest.raises(PlanError, match="method"):
+        epsilon(events, DELTA, method="gdp")
+    with pytest.raises(PlanError, match="replace-one"):
+        epsilon(events, DELTA, "replace-one", "rdp")
+    with pytest.raises(PlanError, match="false positive"):
+        true_positive_rate(events, 1.5)
+
+
+def test_no_torch_is_imported():
+    code = "import sys, secfed.privacy.budget; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_everything_public_is_exported():
+    assert all(hasattr(accounting, name) for name in accounting.__all__)
