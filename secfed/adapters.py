@@ -107,7 +107,7 @@ class AdaptedModel(nn.Module):
         self.requires_grad_(requires_grad=False)
         chosen = {n: p for n, p in self.named().items() if n in names}
         for parameter in chosen.values():
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad_(True)
         return chosen
 
 
@@ -137,7 +137,7 @@ def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
         bias="none",
     )
     try:
-        network = peft.get_peft_model(base.network, config)  # type: ignore[arg-type]
+        network = peft.get_peft_model(base.network, config)
     except ValueError as error:
         raise ModelError(f"[adapter] target_modules: {error}") from error
     network.eval()
@@ -205,7 +205,9 @@ def load_adapter(path: Path, like: Adapter) -> Adapter:
     return Adapter(tensors=ordered, scaling=like.scaling)
 
 
-def save_release(model: AdaptedModel, adapter: Adapter, name: str, folder: Path) -> None:
+def save_release(
+    model: AdaptedModel, adapter: Adapter, name: str, folder: Path
+) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json`` for plain PEFT.
 
     Args:

@@ -130,7 +130,9 @@ class SiteRound:
     def share(self, roster: bytes, stream: RandomStream) -> bytes:
         """Check the roster and share this session's secrets."""
         self._state, message = secagg.share_keys(
-            self._expect(secagg.Advertised), roster, randomness=stream.bytes(_RANDOMNESS)
+            self._expect(secagg.Advertised),
+            roster,
+            randomness=stream.bytes(_RANDOMNESS),
         )
         return message
 

@@ -149,7 +149,7 @@ def load_base_model(
         )
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
-    import transformers  # after the offline switches, which it reads at import
+    import transformers  # noqa: PLC0415 - it reads the offline switches at import
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -196,7 +196,9 @@ def compute_dtype(name: str) -> torch.dtype:
 
 def _cpu_has(flag: str) -> bool:
     info = Path("/proc/cpuinfo")
-    return info.is_file() and f" {flag}" in info.read_text(encoding="ascii", errors="replace")
+    return info.is_file() and f" {flag}" in info.read_text(
+        encoding="ascii", errors="replace"
+    )
 
 
 def encode_prefix(
@@ -226,10 +228,15 @@ def encode_prefix(
             tokens = nn.utils.rnn.pad_sequence(
                 [torch.as_tensor(ids[i]) for i in rows], batch_first=True
             )
-            mask = torch.arange(tokens.shape[1])[None, :] < torch.as_tensor(
-                lengths[rows]
-            )[:, None]
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=base.compute_dtype is torch.bfloat16):
+            mask = (
+                torch.arange(tokens.shape[1])[None, :]
+                < torch.as_tensor(lengths[rows])[:, None]
+            )
+            with torch.autocast(
+                "cpu",
+                dtype=torch.bfloat16,
+                enabled=base.compute_dtype is torch.bfloat16,
+            ):
                 out = base.network.base_model.embeddings(input_ids=tokens)  # type: ignore[union-attr,operator]
                 out = run_layers(base.layers[:first_layer], out, mask)
             for position, row in enumerate(rows):
@@ -240,7 +247,9 @@ def encode_prefix(
 
 
 def run_layers(
-    layers: Sequence[nn.Module] | nn.ModuleList, states: torch.Tensor, mask: torch.Tensor
+    layers: Sequence[nn.Module] | nn.ModuleList,
+    states: torch.Tensor,
+    mask: torch.Tensor,
 ) -> torch.Tensor:
     """Apply transformer layers; ``mask`` is True where a token is real."""
     attention = mask[:, None, None, :]

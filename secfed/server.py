@@ -56,7 +56,9 @@ class Coordinator:
     holds the sum. A message that is not valid drops its sender, by name.
     """
 
-    def __init__(self, params: SessionParams, model_digest: bytes, codec: Codec) -> None:
+    def __init__(
+        self, params: SessionParams, model_digest: bytes, codec: Codec
+    ) -> None:
         self.params = params
         self._codec = codec
         self._state: Any = secagg.open_session(params, model_digest)

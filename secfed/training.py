@@ -45,7 +45,7 @@ __all__ = [
 _MICRO_BATCH_TOKENS = 4096
 _SELF_TEST_RECORDS = 4
 _PLAIN_RATE = 2e-3
-_PLAIN_HEAD_RATE = 2e-2
+_PLAIN_HEAD_RATE = 5e-2
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc]
         )
         units = int(self.unit_of_row.max()) + 1
         counts = torch.bincount(self.unit_of_row, minlength=units)[:, None]
-        per_unit = torch.zeros(units, flat.shape[1]).index_add_(0, self.unit_of_row, flat)
+        per_unit = torch.zeros(units, flat.shape[1]).index_add_(
+            0, self.unit_of_row, flat
+        )
         clipped = clip_units(per_unit / counts, self.max_grad_norm)
         self._accumulate(clipped.sum(0))
         self.unit_of_row = None
@@ -155,7 +157,8 @@ def clip_units(gradients: torch.Tensor, clip_norm: float) -> torch.Tensor:
     # A finite row can have a norm beyond double's square range only in theory;
     # its factor is then 0 and it contributes nothing.
     factors = (clip_norm / norms.clamp(min=clip_norm)).float()
-    return gradients * factors
+    scaled: torch.Tensor = gradients * factors
+    return scaled
 
 
 def train_privately(
@@ -251,7 +254,10 @@ def train_without_privacy(
     model.write(adapter.tensors)
     chosen = model.set_trainable(trains)
     groups = [
-        {"params": [p], "lr": _PLAIN_HEAD_RATE if n.startswith("head.") else _PLAIN_RATE}
+        {
+            "params": [p],
+            "lr": _PLAIN_HEAD_RATE if n.startswith("head.") else _PLAIN_RATE,
+        }
         for n, p in chosen.items()
     ]
     optimizer = torch.optim.Adam(groups)
@@ -288,7 +294,7 @@ def check_independence(
     labels = torch.as_tensor(records.labels[rows])
 
     def others(changed: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        _losses_of(wrapped, changed, mask, targets).sum().backward()
+        _losses_of(wrapped, changed, mask, targets).sum().backward()  # type: ignore[no-untyped-call]
         samples = [g.reshape(len(g), -1)[1:].clone() for g in private.grad_samples]
         private.zero_grad(set_to_none=True)
         return torch.cat(samples, dim=1)
@@ -324,9 +330,7 @@ class _Replay:
         self.optimizer = _optimizer(self.shadows, settings, learning_rate)
 
     def step(self, gradients: list[torch.Tensor]) -> None:
-        for shadow, gradient in zip(
-            self.shadows.values(), gradients, strict=True
-        ):
+        for shadow, gradient in zip(self.shadows.values(), gradients, strict=True):
             shadow.grad = gradient.clone()
         self.optimizer.step()
 
@@ -378,8 +382,10 @@ def _micro_batches(
         yield chosen, torch.as_tensor(local)
 
 
-def _backward(wrapped: nn.Module, records: PrivateRecords, rows: NDArray[np.int64]) -> None:
-    _losses(wrapped, records, rows).sum().backward()
+def _backward(
+    wrapped: nn.Module, records: PrivateRecords, rows: NDArray[np.int64]
+) -> None:
+    _losses(wrapped, records, rows).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _losses(
@@ -393,7 +399,8 @@ def _losses_of(
     network: nn.Module, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """Cross-entropy of each record by itself, shape (n,): never a batch mean."""
-    return nn.functional.cross_entropy(network(states, mask), labels, reduction="none")
+    logits: torch.Tensor = network(states, mask)
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
 def _change(
@@ -412,7 +419,11 @@ def _change(
     for name, value in after.items():
         same = np.array_equal(value, adapter.tensors[name])
         if must_move and name in wanted and same:
-            raise TrainingError(f"self-test failed: {name} was trained and did not move")
+            raise TrainingError(
+                f"self-test failed: {name} was trained and did not move"
+            )
         if name not in wanted and not same:
             raise TrainingError(f"self-test failed: {name} is frozen and moved")
-    return {name: after[name] - adapter.tensors[name] for name in after if name in wanted}
+    return {
+        name: after[name] - adapter.tensors[name] for name in after if name in wanted
+    }

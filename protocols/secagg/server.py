@@ -319,9 +319,8 @@ def close_reveals(state: CollectingReveals) -> SumResult:
     suspicions = state.suspicions
     masks: list[Mask] = []
     for dealer in sorted(masked_with):
-        secret, misfits = _rebuilt(state, dealer)
-        pairs = [(dealer, holder) for holder in misfits]
-        suspicions = noted(replace(state, suspicions=suspicions), "SA-506", pairs)
+        secret, groups = _rebuilt(state, dealer)
+        suspicions = noted(replace(state, suspicions=suspicions), "SA-506", groups)
         masks.extend(_leftover_masks(state, dealer, secret))
     # 3. Take the masks off a copy, so that a failed close changes nothing.
     total = state.masked.copy()
@@ -330,7 +329,9 @@ def close_reveals(state: CollectingReveals) -> SumResult:
     return SumResult(total, names, dropouts, suspicions)
 
 
-def _rebuilt(state: CollectingReveals, dealer: int) -> tuple[bytes, tuple[int, ...]]:
+def _rebuilt(
+    state: CollectingReveals, dealer: int
+) -> tuple[bytes, tuple[tuple[int, ...], ...]]:
     """SA-505: a secret counts only if it matches what its dealer published."""
     shares = {
         holder: one.share

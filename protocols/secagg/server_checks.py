@@ -84,11 +84,11 @@ def require_enough(have: int, params: SessionParams, phase: Phase) -> None:
 def noted(
     state: CollectingInputs | CollectingReveals,
     rule: str,
-    pairs: Collection[tuple[int, int]],
+    groups: Collection[tuple[int, ...]],
 ) -> tuple[Suspicion, ...]:
-    """The suspicions so far and one for each new pair."""
+    """The suspicions so far and one for each new group."""
     name = state.params.name_of
-    new = [Suspicion(rule, (name(one), name(other))) for one, other in pairs]
+    new = [Suspicion(rule, tuple(map(name, group))) for group in groups]
     return (*state.suspicions, *(one for one in new if one not in state.suspicions))
 
 

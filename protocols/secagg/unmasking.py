@@ -21,8 +21,15 @@ def reconstruct(
     dealer: int,
     shares: Mapping[int, bytes],
     is_right: Callable[[bytes], bool],
-) -> tuple[bytes, tuple[int, ...]]:
-    """One dealer's secret, and the holders whose shares do not fit it.
+) -> tuple[bytes, tuple[tuple[int, ...], ...]]:
+    """One dealer's secret, and groups in which at least one client deviated.
+
+    A holder is named (with the dealer) only if that is certain. Two bad holders
+    can choose errors that cancel at zero: their subset then gives the right
+    secret on a wrong polynomial, off which the *honest* holders lie. If a shares
+    agree, at least a - |C| of them and the checked secret itself are points of
+    what the dealer dealt; t points determine it, so a >= t + |C| - 1 is needed.
+    Otherwise the dealer and all holders form one group.
 
     Args:
         params: For the threshold and the names.
@@ -39,7 +46,7 @@ def reconstruct(
         secret = _candidate(subset, shares)
         if secret is not None and is_right(secret):
             # A good first subset needs no search; others' shares are not judged.
-            return secret, _misfits(subset, shares) if number else ()
+            return secret, _suspects(params, dealer, subset, shares) if number else ()
     first = tuple(sorted(shares))[: params.threshold]
     agree = not _misfits(first, shares)
     if agree and len(shares) - params.max_colluders >= params.threshold:
@@ -49,6 +56,19 @@ def reconstruct(
     raise FaultySharesError(
         params.name_of(dealer), [params.name_of(holder) for holder in sorted(shares)]
     )
+
+
+def _suspects(
+    params: SessionParams,
+    dealer: int,
+    subset: tuple[int, ...],
+    shares: Mapping[int, bytes],
+) -> tuple[tuple[int, ...], ...]:
+    misfits = _misfits(subset, shares)
+    agreeing = len(shares) - len(misfits)
+    if agreeing >= params.threshold + params.max_colluders - 1:
+        return tuple((dealer, holder) for holder in misfits)
+    return ((dealer, *(holder for holder in sorted(shares) if holder != dealer)),)
 
 
 def _subsets(holders: list[int], size: int) -> Iterator[tuple[int, ...]]:

@@ -21,14 +21,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NewType, get_args
+from typing import Any, Literal, get_args
 
 from secfed.errors import BudgetExceededError, PlanError, PolicyError
 from secfed.privacy import accounting
 from secfed.privacy.accounting import DpEvent
 from secfed.privacy.plan import Unit
 
-__all__ = ["Budget", "BudgetFileError", "Charge", "Population", "Reservation"]
+__all__ = ["Budget", "BudgetFileError", "Charge", "Population"]
 
 _APPLICATION_ID = 0x73666264  # "sfbd", in the SQLite header.
 _FORMAT = 1
@@ -66,10 +66,6 @@ class BudgetFileError(PolicyError):
     """The budget file cannot be trusted or used, so nothing may be spent."""
 
 
-Reservation = NewType("Reservation", int)
-"""The number of a reserved event in a budget file."""
-
-
 @dataclass(frozen=True)
 class Population:
     """One declared population and the limits its site last set for it."""
@@ -84,7 +80,7 @@ class Population:
 class Charge:
     """One round's event; ``reserved`` and ``spent`` cost the same."""
 
-    reservation: Reservation
+    reservation: int
     study_digest: str
     run_id: str
     round: int
@@ -177,7 +173,7 @@ class Budget:
 
     def reserve(
         self, study_digest: str, run_id: str, round_number: int, event: DpEvent
-    ) -> Reservation:
+    ) -> int:
         """Pay for one round before its first step.
 
         Returns:
@@ -207,9 +203,9 @@ class Budget:
             reservation = cursor.lastrowid
         if reservation is None:  # SQLite numbers every row; this is for the types.
             raise BudgetFileError(f"{self.path}: the reservation was not stored")
-        return Reservation(reservation)
+        return reservation
 
-    def spend(self, reservation: Reservation) -> None:
+    def spend(self, reservation: int) -> None:
         """Record that a reserved round completed; costs nothing more.
 
         Raises:
@@ -248,7 +244,7 @@ class Budget:
             ).fetchall()
         return tuple(
             Charge(
-                reservation=Reservation(row[0]),
+                reservation=row[0],
                 study_digest=row[1],
                 run_id=row[2],
                 round=row[3],

@@ -39,7 +39,7 @@ _RELATION = {
     "replace-one": dp_accounting.NeighboringRelation.REPLACE_ONE,
 }
 _COARSEST_INTERVAL = 1.0
-_MAX_GRID_POINTS = 500_000  # Keeps one PLD near a second and 100 MB.
+_MAX_GRID_POINTS = 250_000  # Keeps one PLD near a second and 100 MB.
 # The grid of Opacus and TensorFlow Privacy, with the higher orders that matter
 # at small epsilon. More orders can only tighten the bound.
 _ORDERS = tuple(1 + x / 10 for x in range(1, 100)) + tuple(range(12, 64))
@@ -64,7 +64,7 @@ def reference_interval(merged: Merged) -> float:
         steps += count
     spread = variance / 2 + math.sqrt(2 * variance * math.log(1e5))
     fine = math.sqrt(0.08 * variance / steps)
-    coarsest_needed = max(largest_loss, 2 * spread) / _MAX_GRID_POINTS
+    coarsest_needed = max(largest_loss, spread) / _MAX_GRID_POINTS
     return max(min(REFERENCE_INTERVAL, fine), coarsest_needed)
 
 

@@ -15,13 +15,13 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from secfed.report.results import NON_PRIVATE, Arm, Comparison
 
@@ -48,7 +48,7 @@ _VARIABLES: Final[Mapping[str, str]] = {
     _GRID: "var(--grid)",
     _PAPER: "var(--paper)",
 }
-_STYLE: Final[Mapping[str, object]] = {
+_STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": ["DejaVu Sans", "sans-serif"],
@@ -100,7 +100,7 @@ class _Series:
     dash: str | tuple[int, tuple[float, ...]]
 
     def mean(self, value: Callable[[Arm, int], float | None]) -> dict[int, float]:
-        """round -> mean of ``value`` over the arms that have one."""
+        """Round number to mean of ``value`` over the arms that have one."""
         rounds = sorted({r.round for arm in self.arms for r in arm.rounds})
         points = {}
         for number in rounds:
@@ -409,7 +409,9 @@ def _traffic_chart(series: Sequence[_Series]) -> Chart | None:
         axes.margins(x=0.22)
         axes.set_xlim(left=0)
 
-    text = ", ".join(f"{k}: {u:.2f} MB up, {d:.2f} MB down" for k, (u, d) in totals.items())
+    text = ", ".join(
+        f"{k}: {u:.2f} MB up, {d:.2f} MB down" for k, (u, d) in totals.items()
+    )
     return Chart(
         key="traffic",
         title=title,
@@ -432,9 +434,7 @@ def _mean_bytes(series: _Series) -> tuple[float, float] | None:
     return statistics.fmean(ups), statistics.fmean(downs)
 
 
-def _curve(
-    axes: Axes, points: Mapping[int, float], entry: _Series
-) -> None:
+def _curve(axes: Axes, points: Mapping[int, float], entry: _Series) -> None:
     axes.plot(
         list(points),
         list(points.values()),
@@ -449,7 +449,7 @@ def _curve(
 
 def _round_axis(axes: Axes) -> None:
     axes.set_xlabel("round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, int]]) -> None:
@@ -537,7 +537,9 @@ def _render(
         canvas = FigureCanvasSVG(figure)
         draw(figure)
         buffer = io.BytesIO()
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
+        canvas.print_figure(
+            buffer, format="svg", metadata={"Date": None, "Creator": None}
+        )
     return _inline(buffer.getvalue().decode("utf-8"), key, title, description)
 
 

@@ -122,10 +122,8 @@ def conclude(comparison: Comparison | Mapping[str, Any]) -> str:
 
 def _with_intervals(pairs: Sequence[PairedDifference], seeds: int) -> list[str]:
     listed = "; ".join(pair.text for pair in pairs)
-    sentences = [
-        f"Over {seeds} seeds, mean paired differences in accuracy with 95 % "
-        f"t-intervals: {listed}."
-    ]
+    opening = f"Over {seeds} seeds, mean paired differences in accuracy with 95 %"
+    sentences = [f"{opening} t-intervals: {listed}."]
     against_head = [pair for pair in pairs if pair.second == HEAD_ONLY]
     better = [pair.first for pair in against_head if pair.verdict == "better"]
     if better:
@@ -176,9 +174,7 @@ def _ranking(scores: Mapping[str, Mapping[int, float]]) -> str:
     return f"{first} is ahead of {_join(others)} in accuracy."
 
 
-def _majority(
-    comparison: Comparison, scores: Mapping[str, Mapping[int, float]]
-) -> str:
+def _majority(comparison: Comparison, scores: Mapping[str, Mapping[int, float]]) -> str:
     majority = comparison.majority.accuracy
     if majority is None:
         return ""

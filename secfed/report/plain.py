@@ -150,7 +150,7 @@ def _whom(record: RunRecord, unit: str, place: str) -> str:
         return (
             f"One person with all of their records at one of {place}"
             + (f", at most {cap} of which are used." if cap else ".")
-            + f" A person who is at several sites is protected less"
+            + " A person who is at several sites is protected less"
             + f"{_everywhere(record)}."
         )
     return f"The privacy unit is {UNKNOWN}."
@@ -189,8 +189,8 @@ def _strength(record: RunRecord) -> str:
     worst = max(arm.epsilon_max or 0.0 for arm in arms)
     spent = [b.spent for b in record.comparison.budget if b.spent is not None]
     total = (
-        f" All arms of this run together have cost the worst site {round_up(max(spent))}; "
-        "that is the figure for someone who sees every arm."
+        " All arms of this run together have cost the worst site "
+        f"{round_up(max(spent))}; that is the figure for someone who sees every arm."
         if spent and len(arms) > 1
         else ""
     )
@@ -249,8 +249,7 @@ def _not_protected(record: RunRecord, unit: str) -> tuple[str, ...]:
         "what is true of many people at once: the model is meant to learn it",
         f"groups: k {unit}s together have k times the epsilon",
         "the public hold-out that the scores are computed on, and the study file",
-        "the result against a site that sends a poisoned update (bounded by "
-        "clipping only)",
+        "the result against a site that sends a poisoned update (clipping only)",
         "the records against someone who controls the site itself",
     ]
     for statement in record.statements.values():
@@ -271,8 +270,7 @@ def _stated_rate(record: RunRecord) -> float | None:
     for statement in record.statements.values():
         sections = statement.get("sites")
         for section in sections.values() if isinstance(sections, Mapping) else ():
-            attack = section.get("attack_rates") if isinstance(section, Mapping) else None
-            rate = attack.get(_RATE) if isinstance(attack, Mapping) else None
+            rate = _below(_below(section, "attack_rates"), _RATE)
             if isinstance(rate, int | float):
                 rates.append(float(rate))
     return max(rates, default=None)
@@ -282,8 +280,11 @@ def _across_sites(record: RunRecord) -> float | None:
     """The worst stated epsilon of someone who is at every site."""
     found = []
     for statement in record.statements.values():
-        section = statement.get("across_sites")
-        value = section.get("epsilon") if isinstance(section, Mapping) else None
+        value = _below(statement.get("across_sites"), "epsilon")
         if isinstance(value, int | float):
             found.append(float(value))
     return max(found, default=None)
+
+
+def _below(value: object, key: str) -> object:
+    return value.get(key) if isinstance(value, Mapping) else None

@@ -126,7 +126,7 @@ def _single_arm(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
     names = study.get("study")
     simulation = study.get("simulation")
     method = training.get("method") if isinstance(training, Mapping) else None
-    last = next((r for r in reversed(rounds) if r.get("accuracy") is not None), {})
+    last: Mapping[str, Any] = rounds[-1] if rounds else {}
     epsilon: dict[str, float] = {}
     for line in rounds:
         spent = Source(line, str(folder / _METRICS)).numbers("epsilon") or {}

@@ -191,9 +191,9 @@ class RoundResult:
             status=source.text("status", "completed"),
             scores=Scores.read(source),
             survivors=source.texts("survivors"),
-            dropouts={} if dropouts is None else {
-                site: dropouts.text(site) for site in dropouts.value
-            },
+            dropouts={}
+            if dropouts is None
+            else {site: dropouts.text(site) for site in dropouts.value},
             sums_equal=source.flag("sums_equal"),
             epsilon=source.numbers("epsilon") or {},
             noise=None if noise is None else NoiseReport.read(noise),
@@ -234,9 +234,7 @@ class Arm:
     @property
     def trained_rounds(self) -> tuple[RoundResult, ...]:
         """The rounds that ended with a sum."""
-        return tuple(
-            r for r in self.rounds if r.round > 0 and r.status == "completed"
-        )
+        return tuple(r for r in self.rounds if r.round > 0 and r.status == "completed")
 
     @property
     def noise_rounds(self) -> tuple[tuple[int, NoiseReport], ...]:
@@ -332,8 +330,10 @@ class Comparison:
                 f"{where}: format is {source.get('format')!r}, this version reads 1"
             )
         budget = source.child("budget")
-        sites = () if budget is None else tuple(
-            (site, budget.child(site)) for site in sorted(budget.value)
+        sites = (
+            ()
+            if budget is None
+            else tuple((site, budget.child(site)) for site in sorted(budget.value))
         )
         return cls(
             title=source.text("title", "Study"),

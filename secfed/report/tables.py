@@ -100,9 +100,11 @@ class Row:
             "aggregation_gap": format_percent(self.aggregation_gap),
             "up": format_bytes(None if arm is None else arm.bytes_up),
             "down": format_bytes(None if arm is None else arm.bytes_down),
-            "seconds": _NONE if arm is None or arm.seconds is None
+            "seconds": _NONE
+            if arm is None or arm.seconds is None
             else f"{arm.seconds:.0f}",
-            "trainable": _NONE if arm is None or arm.trainable is None
+            "trainable": _NONE
+            if arm is None or arm.trainable is None
             else f"{arm.trainable:,}",
         }
 
@@ -178,9 +180,7 @@ def _table(
     table = _empty(title)
     for heading, key in columns:
         left = key == "name"
-        table.add_column(
-            heading, justify="left" if left else "right", no_wrap=not left
-        )
+        table.add_column(heading, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
         style = "bold red" if row.is_unprotected else ""
         table.add_row(*(Text(row.cells[key], style=style) for _, key in columns))

@@ -116,7 +116,9 @@ def open_run(run_dir: Path) -> tuple[Study, RunRecord, SitePolicy]:
         policy = SitePolicy.model_validate_json(json.dumps(record.policy))
         study_values = json.loads((run_dir / "study.json").read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"{run_dir}: the run's record is damaged: {error}") from error
+        raise RunDirectoryError(
+            f"{run_dir}: the run's record is damaged: {error}"
+        ) from error
     study = load_study_dict(study_values, run_dir / "study.json")
     return study, record, policy
 

@@ -125,14 +125,15 @@ def _play(
         "status": "completed",
         **_scores(prepared, after.adapter),
         "survivors": list(played.result.survivors),
-        "dropouts": dict(played.result.dropouts),
+        # A site that never answered did not start and spent nothing.
+        "dropouts": {s: p for s, p in played.result.dropouts.items() if p},
         "silent": dict(played.result.silent),
         "sums_equal": played.sums_equal,
         "saturated": played.result.saturated,
         "bytes_up": played.bytes_up,
         "bytes_down": played.bytes_down,
         "seconds": round(time.perf_counter() - started, 3),
-        "epsilon": record.epsilon(),
+        "epsilon": record.epsilon(round_number),
         "noise": _noise(record, prepared, before, played, trains),
     }
     record.commit(after.adapter, played, metrics)

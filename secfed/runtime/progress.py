@@ -26,7 +26,7 @@ class Progress(Protocol):
         """A phase of the round starts, for example ``masked input``."""
 
     def site(self, site: str, done: int, total: int) -> None:
-        """``done`` of ``total`` sites have finished this phase; the last was ``site``."""
+        """``site`` has finished this phase, as number ``done`` of ``total``."""
 
     def note(self, text: str) -> None:
         """Something worth a line, for example a dropout and its recovery."""

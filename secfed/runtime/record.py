@@ -154,7 +154,10 @@ class ArmRecord:
             self.next_round = number + 1
             if entry.kind == "round":
                 path = self._adapter_path(number)
-                if not path.is_file() or file_sha256(path) != entry.body["adapter_sha256"]:
+                if (
+                    not path.is_file()
+                    or file_sha256(path) != entry.body["adapter_sha256"]
+                ):
                     raise RunDirectoryError(
                         f"{path}: missing or not the adapter that the ledger names"
                     )
@@ -179,13 +182,15 @@ class ArmRecord:
         body = RoundEntry(
             round=number,
             attempt=1,
-            participants=tuple(sorted(self.sites)),
+            participants=tuple(
+                sorted({*played.result.survivors, *metrics["dropouts"]})
+            ),
             survivors=played.result.survivors,
-            dropouts=dict(played.result.dropouts),
+            dropouts=metrics["dropouts"],
             aggregate_sha256=sha256_hex(played.result.total.tobytes()),
             adapter_sha256=file_sha256(path),
             spent=spent,
-            epsilon={site: metrics["epsilon"][site] for site in spent},
+            epsilon=metrics["epsilon"],
         )
         self._ledger.append("round", body.to_body(), _now())
         self.next_round = number + 1
@@ -193,7 +198,7 @@ class ArmRecord:
     def interrupted(self, number: int, reason: str) -> None:
         """Record a started round without a sum; what was reserved stays spent."""
         spent = self._reserved(number)
-        epsilon = self.epsilon()
+        epsilon = self.epsilon(number)
         scores = {key: self._lines()[-1][key] for key in ("accuracy", "macro_f1")}
         append_line(
             self._metrics,
@@ -204,21 +209,23 @@ class ArmRecord:
             attempt=1,
             participants=tuple(sorted(spent)),
             spent=spent,
-            epsilon={site: epsilon[site] for site in spent},
+            epsilon=epsilon,
             reason=reason,
         )
         self._ledger.append("round-interrupted", body.to_body(), _now())
         self.next_round = number + 1
 
-    def epsilon(self) -> dict[str, float]:
-        """Each site's epsilon of this arm so far, reserved rounds included."""
+    def epsilon(self, number: int) -> dict[str, float]:
+        """Epsilon of this arm so far for each site that reserved round ``number``."""
         delta = self.arm.study.privacy.delta
+        held = {
+            name: [r for r in budget.history() if r.run_id == self.run_id]
+            for name, budget in self.budgets.items()
+        }
         return {
-            name: accounting.epsilon(events, delta) if events else 0.0
-            for name, events in (
-                (name, [r.event for r in budget.history() if r.run_id == self.run_id])
-                for name, budget in self.budgets.items()
-            )
+            name: accounting.epsilon([r.event for r in rounds], delta)
+            for name, rounds in held.items()
+            if any(r.round == number for r in rounds)
         }
 
     def release(self, adapter: Adapter) -> None:
@@ -255,7 +262,9 @@ class ArmRecord:
         """The arm's object of ``comparison.json``."""
         lines = self._lines()
         last = lines[-1]
-        epsilon = last["epsilon"] if self.arm.private else None
+        epsilon: dict[str, float] = {}
+        for line in lines:
+            epsilon |= line["epsilon"]
         tensors = self._prepared.start.tensors
         return {
             "name": self.arm.name,
@@ -265,8 +274,8 @@ class ArmRecord:
             "run": f"arms/{self.arm.name}",
             "rounds": lines,
             "final": {"accuracy": last["accuracy"], "macro_f1": last["macro_f1"]},
-            "epsilon": epsilon,
-            "epsilon_max": max(epsilon.values()) if epsilon else None,
+            "epsilon": epsilon or None,
+            "epsilon_max": max(epsilon.values(), default=None),
             "bytes_up": sum(line["bytes_up"] for line in lines),
             "bytes_down": sum(line["bytes_down"] for line in lines),
             "seconds": sum(line["seconds"] for line in lines),

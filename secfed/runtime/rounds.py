@@ -95,7 +95,9 @@ def play_round(
         name: random_stream(study, arm, str(round_number), name, "protocol")
         for name in sites
     }
-    leaving = {d.site: d.phase for d in study.simulation.dropouts if d.round == round_number}
+    leaving = {
+        d.site: d.phase for d in study.simulation.dropouts if d.round == round_number
+    }
     present = dict.fromkeys(sites)
 
     def ask(phase: str, answer: Callable[[str], bytes]) -> None:

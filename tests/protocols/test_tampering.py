@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,12 @@ from protocols.errors import (
     MessageError,
     TooFewSurvivorsError,
 )
-from protocols.secagg import client, messages, server
+from protocols.keys import ExchangeKey
+from protocols.prg import Stream
+from protocols.secagg import client, masks, messages, server
 from protocols.secagg.confirmations import confirmed_context
 from protocols.secagg.params import PHASES
+from protocols.secagg.unmasking import reconstruct
 from tests.session import (
     CLOSE,
     MODEL,
@@ -154,7 +158,7 @@ SIGNED_FAULTS = [
 
 def malicious(phase, change, num_clients=5):
     session = healthy(num_clients)
-    session.tamper = only(phase, "up", lambda m: resigned(session, phase, change)(m))
+    session.tamper = only(phase, "up", resigned(session, phase, change))
     return session
 
 
@@ -325,10 +329,8 @@ def test_a_client_that_left_before_is_not_part_of_a_later_phase(phase):
 
 def victims_error(session):
     """Play; the honest client must have blamed the server."""
-    try:
+    with suppress(TooFewSurvivorsError):
         session.play()
-    except TooFewSurvivorsError:
-        pass
     error = session.client_errors[BAD]
     assert isinstance(error, FaultyServerError)
     return error
@@ -454,10 +456,8 @@ def test_any_changed_byte_of_a_server_message(phase):
         if position >= sizes[0] + 1:
             continue
         session = healthy(5, tamper=only(phase, "down", flip(position)))
-        try:
+        with suppress(TooFewSurvivorsError):
             session.play()
-        except TooFewSurvivorsError:
-            pass
         error = session.client_errors.get(BAD)
         if error is not None:
             assert isinstance(error, FaultyServerError)
@@ -476,16 +476,17 @@ def test_server_messages_of_wrong_length(phase, change):
     assert victims_error(session).rule == "SA-010"
 
 
+def test_a_server_that_loses_one_box_sees_it_in_the_signed_cohort():
+    lose = parsed_down("masked-input", lambda m: replace(m, boxes=m.boxes[:-1]))
+    session = healthy(7, tamper=lose)  # t = 5; site-1 shares no mask with site-6
+    result = session.play()
+    assert_sum(session, result, [f"site-{i}" for i in range(6)])
+    assert result.dropouts == {"site-6": "masked-input"}
+    assert result.blamed == (server.Suspicion("SA-304", ("site-6", BAD)),)
+
+
 def test_selective_delivery_cannot_put_a_victim_in_a_wider_sum():
     # The victim gets boxes of t - 1 others only; the list names all five.
-    session = healthy(
-        5, tamper=parsed_down("masked-input", lambda m: replace(m, boxes=m.boxes[:3]))
-    )
-    result = session.play()
-    # The server sees from the signed cohort that victim and site-4 share no mask.
-    assert_sum(session, result, ["site-0", "site-1", "site-2", "site-3"])
-    assert result.dropouts == {"site-4": "masked-input"}
-
     def attack(phase, way, name, message):
         if way == "down" and name == BAD and phase == "masked-input":
             parsed = messages.Delivery.from_bytes(message)
@@ -631,6 +632,85 @@ def test_masked_inputs_of_one_client_are_uniform_and_need_every_mask():
         masked = np.sum([vectors[i] for i in chosen], axis=0, dtype=np.uint32)
         plain = np.sum([inputs[i] for i in chosen], axis=0, dtype=np.uint32)
         assert not np.any(masked == plain)
+
+
+def dealt_shares(secret, params):
+    points = range(1, len(params.roster) + 1)
+    dealt = shamir.split([secret], params.threshold, points, Stream(b"k" * 32))
+    return {holder: share for holder, (share,) in enumerate(dealt)}
+
+
+def test_bad_holders_cannot_get_an_honest_dealer_blamed_alone():
+    params, secret = make_params(6, threshold=4), b"s" * 32
+    good = dealt_shares(secret, params)
+    bad = {h: Stream(bytes([h]) * 32).read(36) for h in (0, 2, 5)}
+    bad = {h: shamir.interpolate([1], [_small(share)], 1) for h, share in bad.items()}
+    with pytest.raises(FaultySharesError) as caught:  # three good ones are too few
+        reconstruct(params, 1, {**good, **bad}, secret.__eq__)
+    assert caught.value.dealer == "site-1"
+    shares = {**good, 2: bad[2], 5: bad[5]}  # four good ones: found, the others named
+    assert reconstruct(params, 1, shares, secret.__eq__) == (secret, ((1, 2), (1, 5)))
+
+
+def _small(share):
+    """Random bytes as a canonical share: every limb below 2^22."""
+    return b"".join(
+        share[i : i + 2] + bytes([share[i + 2] & 0x3F]) for i in range(0, 36, 3)
+    )
+
+
+def test_colluding_holders_cannot_frame_honest_ones():
+    # Errors of holders 2 and 3 that cancel at zero for the subset 2..7: it gives the
+    # right secret, and the honest holders 0 and 1 do not fit its polynomial.
+    params, secret = make_params(8, threshold=6, max_colluders=2), b"s" * 32
+    shares = dealt_shares(secret, params)
+
+    def weight(own, points):
+        value = 1
+        for other in points:
+            if other != own:
+                value = (
+                    value * other * pow(other - own, -1, shamir.PRIME) % shamir.PRIME
+                )
+        return value
+
+    points = range(3, 9)
+    ratio = weight(3, points) * pow(-weight(4, points), -1, shamir.PRIME)
+    for holder, error in ((2, 1), (3, ratio)):
+        limb = (int.from_bytes(shares[holder][:3], "little") + error) % shamir.PRIME
+        shares[holder] = limb.to_bytes(3, "little") + shares[holder][3:]
+    found, groups = reconstruct(params, 1, shares, secret.__eq__)
+    assert found == secret
+    assert groups == ((1, 0, 2, 3, 4, 5, 6, 7),)
+
+
+def test_masks_depend_on_the_directory_and_not_only_on_the_session():
+    key, peer = ExchangeKey(b"a" * 32), ExchangeKey(b"b" * 32).public_bytes
+    session = randomness("session")
+    found = set()
+    for directory in (b"x" * 32, b"y" * 32):
+        for mask in (
+            masks.pair_mask(0, key, 1, peer, session + directory),
+            masks.self_mask(b"s" * 32, session + directory),
+        ):
+            found |= {mask.body_key, mask.lane_key}
+    assert len(found) == 8
+
+
+def test_a_box_sent_back_to_its_sender_does_not_open():
+    sent = {}
+
+    def reflect(phase, way, name, message):
+        if (phase, way, name) == ("share-keys", "up", BAD):
+            parsed = messages.ShareKeys.from_bytes(message)
+            sent.update({box.peer: box.sealed for box in parsed.boxes})
+        if (phase, way, name) == ("masked-input", "down", BAD):
+            parsed = messages.Delivery.from_bytes(message)
+            boxes = tuple(replace(b, sealed=sent[b.peer]) for b in parsed.boxes)
+            return replace(parsed, boxes=boxes).to_bytes()
+        return message
+
+    assert victims_error(healthy(5, tamper=reflect)).rule == "SA-206"
 
 
 def test_share_size_is_as_stated():

@@ -99,8 +99,8 @@ def test_the_stream_is_aes_256_ctr_from_zero_and_never_repeats():
 
 
 def test_known_keystream():
-    # NIST CAVP AESAVS, GFSbox-style check: AES-256 of the zero block under the
-    # zero key is the first block of the keystream.
+    # AES-256 of the zero block under the zero key: H of test case 13 of McGrew and
+    # Viega's GCM specification.
     expected = bytes.fromhex("dc95c078a2408989ad48a21492842087")
     assert RandomStream(bytes(32)).bytes(16) == expected
 

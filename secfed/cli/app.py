@@ -1,0 +1,50 @@
+"""The commands of ``secfed`` and their exit codes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import typer
+
+from secfed.cli import evidence, planning, runs
+from secfed.cli.output import SecfedGroup
+
+__all__ = ["app", "main"]
+
+_HELP: Final = """Private federated fine-tuning of language models.
+
+Every site adds its own noise, the coordinator sees only sums, and the run leaves
+evidence that anyone checks offline.
+
+Exit codes: 0 done, 1 other, 2 usage, study or data, 3 verification failed,
+4 refused by policy or budget, 5 round aborted, 130 interrupted.
+
+Example: secfed demo
+"""
+
+app = typer.Typer(
+    name="secfed",
+    help=_HELP,
+    cls=SecfedGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    # A traceback of a bug must not print local variables: they may be records.
+    pretty_exceptions_enable=False,
+)
+
+app.command("demo")(runs.demo)
+app.command("run")(runs.run)
+app.command("compare")(runs.compare)
+app.command("resume")(runs.resume)
+app.command("report")(evidence.report)
+app.command("plan")(planning.plan)
+app.command("budget")(evidence.budget)
+app.command("strategies")(evidence.strategies)
+app.command("verify")(evidence.verify)
+app.command("version")(evidence.version)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app(prog_name="secfed")

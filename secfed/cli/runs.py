@@ -1,0 +1,263 @@
+"""The commands that train: demo, run, compare and resume.
+
+PyTorch is imported inside the commands, so that everything else starts at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import click
+import typer
+
+from secfed.cli.output import print_json, remember_run, show, tell
+from secfed.cli.progress import progress_for
+from secfed.errors import RunDirectoryError, StudyError
+
+if TYPE_CHECKING:
+    from secfed.policy import SitePolicy
+    from secfed.study import Study
+
+__all__ = ["compare", "demo", "find_demo_study", "find_policy", "resume", "run"]
+
+_DEMO_METHODS: Final = ("ffa-lora", "fedavg")
+_PACKAGE_DIR: Final = Path(__file__).resolve().parent.parent
+_EXAMPLE: Final = Path("examples", "icd10_hospitals", "study.toml")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study.toml.")]
+OutDir = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Where the run directory is made."),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--site-policy",
+        metavar="FILE",
+        help="The sites' policy; site.toml beside the study by default.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+
+
+def demo(ctx: typer.Context, out: OutDir = None, *, as_json: AsJson = False) -> None:
+    """Compare two methods on four hospitals' diagnosis wordings; minutes on a CPU.
+
+    Example: secfed demo --out runs/my-demo
+    """
+    study = find_demo_study()
+    folder = out or Path("runs", f"demo-{_timestamp()}")
+    _compare(ctx, study, _DEMO_METHODS, None, folder, None, as_json=as_json)
+
+
+def run(
+    ctx: typer.Context,
+    study: StudyFile,
+    out: OutDir = None,
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Instead of the study's training.method."),
+    ] = None,
+    site_policy: PolicyFile = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Run one study with one method.
+
+    Example: secfed run study.toml --method ffa-lora --out runs/first
+    """
+    from secfed.study import load_study  # noqa: PLC0415
+
+    loaded = load_study(study)
+    if method is not None:
+        loaded = loaded.with_method(method)
+    policy = find_policy(study, site_policy)
+    folder = out or Path("runs", f"{loaded.name}-{_timestamp()}")
+    remember_run(ctx, folder)
+
+    from secfed.runtime.local import run_study  # noqa: PLC0415
+
+    with progress_for() as progress:
+        run_study(loaded, study.resolve().parent, folder, policy, progress)
+    show_run(folder, as_json=as_json)
+
+
+def compare(
+    ctx: typer.Context,
+    study: StudyFile,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Methods; the study's [compare] by default."),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,2", help="Seeds; three or more give intervals."),
+    ] = None,
+    out: OutDir = None,
+    site_policy: PolicyFile = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Run several methods with the same epsilon, beside baselines.
+
+    Example: secfed compare study.toml --methods ffa-lora,fedavg --seeds 0,1,2
+    """
+    chosen = None if methods is None else _names(methods)
+    numbers = None if seeds is None else _numbers(seeds)
+    folder = out or Path("runs", f"compare-{_timestamp()}")
+    _compare(ctx, study, chosen, numbers, folder, site_policy, as_json=as_json)
+
+
+def resume(
+    ctx: typer.Context,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Finish an interrupted run; a round that had begun is not repeated.
+
+    Example: secfed resume runs/my-demo
+    """
+    if not (run_dir / "private" / "run.json").is_file():
+        raise RunDirectoryError(
+            f"{run_dir}: no private/run.json, so this is not a run that can be "
+            "continued; start one with `secfed run` or `secfed compare`"
+        )
+    remember_run(ctx, run_dir)
+
+    from secfed.runtime.resume import resume_run  # noqa: PLC0415
+
+    with progress_for() as progress:
+        resume_run(run_dir, progress)
+    show_run(run_dir, as_json=as_json)
+
+
+def find_demo_study() -> Path:
+    """The example's study file: in the installed package or in the repository.
+
+    Raises:
+        StudyError: It is in neither place.
+    """
+    for root in (_PACKAGE_DIR, _PACKAGE_DIR.parent):
+        if (root / _EXAMPLE).is_file():
+            return root / _EXAMPLE
+    raise StudyError(_EXAMPLE, "", "the example is not installed; install secfed again")
+
+
+def find_policy(study: Path, site_policy: Path | None) -> SitePolicy:
+    """The sites' policy: the named file, or ``site.toml`` beside the study.
+
+    Raises:
+        StudyError: There is none. A site without a policy allows nothing.
+    """
+    from secfed.policy import load_policy  # noqa: PLC0415
+
+    beside = study.resolve().parent / "site.toml"
+    if site_policy is None and not beside.is_file():
+        raise StudyError(
+            beside,
+            "",
+            "there is no policy, and a site without one allows nothing; write it or "
+            "name one with --site-policy (examples/icd10_hospitals/site.toml is one)",
+        )
+    return load_policy(site_policy or beside)
+
+
+def show_run(folder: Path, *, as_json: bool) -> None:
+    """Print the result of a finished run: JSON as written, or tables and words."""
+    from secfed.report.conclusion import conclude  # noqa: PLC0415
+    from secfed.report.reading import read_run  # noqa: PLC0415
+    from secfed.report.tables import terminal_tables  # noqa: PLC0415
+    from secfed.signing import format_fingerprint  # noqa: PLC0415
+
+    record = read_run(folder)
+    if as_json:
+        print_json(record.comparison.source)
+        return
+    show(terminal_tables(record.comparison))
+    if record.comparison.simulation_seed is not None:
+        show("NOT PRIVATE: the simulation seed is public, so the noise can be removed.")
+    show("", conclude(record.comparison), "")
+    if (folder / "report.html").is_file():
+        show(f"report:  {folder / 'report.html'}")
+    quoted = shlex.quote(str(folder))
+    if record.fingerprint is None:
+        show(f"check:   secfed verify {quoted}")
+    else:
+        show(f"key:     {format_fingerprint(record.fingerprint)}")
+        show(f"check:   secfed verify {quoted} --trust {record.fingerprint}")
+
+
+def _compare(
+    ctx: click.Context,
+    study_file: Path,
+    methods: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    folder: Path,
+    site_policy: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    from secfed.study import load_study  # noqa: PLC0415
+
+    study = load_study(study_file)
+    policy = find_policy(study_file, site_policy)
+    methods = methods or _compared_methods(study)
+    for method in methods:
+        study.with_method(method)  # Refused here, before PyTorch is loaded.
+    if seeds is None:
+        seeds = study.compare.seeds if study.compare else (0,)
+    remember_run(ctx, folder)
+    tell(
+        f"{study.study.title}: {', '.join(methods)}, {study.training.rounds} rounds, "
+        f"epsilon {study.privacy.epsilon:g}, run directory {folder}"
+    )
+
+    from secfed.runtime.compare import run_comparison  # noqa: PLC0415
+
+    with progress_for() as progress:
+        run_comparison(
+            study,
+            study_file.resolve().parent,
+            folder,
+            tuple(methods),
+            tuple(seeds),
+            policy,
+            progress,
+        )
+    show_run(folder, as_json=as_json)
+
+
+def _compared_methods(study: Study) -> tuple[str, ...]:
+    return study.compare.methods if study.compare else (study.training.method,)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) != len(names):
+        raise click.BadParameter(
+            f"{text!r} is not a list of different names, like ffa-lora,fedavg",
+            param_hint="--methods",
+        )
+    return names
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 0 or len(set(numbers)) != len(numbers):
+        raise click.BadParameter(
+            f"{text!r} is not a list of different whole numbers, like 0,1,2",
+            param_hint="--seeds",
+        )
+    return numbers
+
+
+def _timestamp() -> str:
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
