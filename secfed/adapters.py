@@ -7,6 +7,7 @@ there is exactly one mapping, and it is strict in both directions (PITFALLS 34).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 
@@ -137,7 +138,10 @@ def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
         bias="none",
     )
     try:
-        network = peft.get_peft_model(base.network, config)
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks Transformers under a name that is being replaced.
+            warnings.filterwarnings("ignore", message=".is_gradient_checkpointing")
+            network = peft.get_peft_model(base.network, config)
     except ValueError as error:
         raise ModelError(f"[adapter] target_modules: {error}") from error
     network.eval()

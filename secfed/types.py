@@ -41,7 +41,9 @@ class Adapter:
         unknown = changed.keys() - self.tensors.keys()
         if unknown:
             raise KeyError(f"not tensors of this adapter: {sorted(unknown)}")
-        merged = {name: changed.get(name, value) for name, value in self.tensors.items()}
+        merged = {
+            name: changed.get(name, value) for name, value in self.tensors.items()
+        }
         return Adapter(tensors=merged, scaling=self.scaling)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+import sys
+import warnings
+from typing import Final, TextIO
 
 import typer
 
 from secfed.cli import evidence, planning, runs
-from secfed.cli.output import SecfedGroup
+from secfed.cli.output import SecfedGroup, tell
 
 __all__ = ["app", "main"]
 
@@ -47,4 +49,20 @@ app.command("version")(evidence.version)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if not sys.warnoptions:
+        # Deprecations inside other packages are no news for people; ours are.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.showwarning = _show_warning
     app(prog_name="secfed")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
+    tell(f"warning: {message}")

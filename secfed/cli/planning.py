@@ -220,7 +220,8 @@ def _show(study: Study, outlooks: tuple[SiteOutlook, ...], upload: int | None) -
     ]
     title = (
         f"{study.study.title}: {study.training.method}, "
-        f"{study.training.rounds} rounds, delta {study.privacy.delta:g} per {study.privacy.unit}"
+        f"{study.training.rounds} rounds, "
+        f"delta {study.privacy.delta:g} per {study.privacy.unit}"
     )
     show(plain_table(title, columns, rows))
     size = _UNKNOWN if upload is None else f"{upload / 1e6:.3f} MB"

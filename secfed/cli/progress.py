@@ -54,8 +54,9 @@ def round_line(arm: str, rounds: int, metrics: Mapping[str, Any]) -> str:
         parts.append(f"accuracy {100 * accuracy:.1f} %")
     if epsilon:
         parts.append(f"epsilon {max(epsilon.values()):.2f}")
-    for site, phase in (metrics.get("dropouts") or {}).items():
-        parts.append(f"{site} lost after {phase}")
+    for kind in ("dropouts", "silent"):
+        lost = (metrics.get(kind) or {}).items()
+        parts += [f"{site} lost after {phase}" for site, phase in lost]
     if metrics.get("sums_equal") is not None:
         parts.append("sum exact" if metrics["sums_equal"] else "SUM WRONG")
     if metrics.get("seconds") is not None:

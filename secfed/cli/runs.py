@@ -189,6 +189,7 @@ def show_run(folder: Path, *, as_json: bool) -> None:
         show(f"check:   secfed verify {quoted}")
     else:
         show(f"key:     {format_fingerprint(record.fingerprint)}")
+        show("         tell it to those who check, by another way than the directory")
         show(f"check:   secfed verify {quoted} --trust {record.fingerprint}")
 
 

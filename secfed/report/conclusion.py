@@ -168,10 +168,17 @@ def _without_intervals(
 def _ranking(scores: Mapping[str, Mapping[int, float]]) -> str:
     means = {method: statistics.fmean(by.values()) for method, by in scores.items()}
     ranked = sorted(means, key=lambda method: (-means[method], method))
-    first, *others = (f"{name} ({100 * means[name]:.1f} %)" for name in ranked)
-    if not others:
-        return f"{first} is the only private method."
-    return f"{first} is ahead of {_join(others)} in accuracy."
+    shown = {name: f"{name} ({100 * means[name]:.1f} %)" for name in ranked}
+    if len(ranked) == 1:
+        return f"{shown[ranked[0]]} is the only private method."
+    best = [name for name in ranked if means[name] == means[ranked[0]]]
+    behind = _join([shown[name] for name in ranked if name not in best])
+    if not behind:
+        return f"{_join([shown[name] for name in best])} are level in accuracy."
+    verb = "is" if len(best) == 1 else "are level and"
+    return (
+        f"{_join([shown[name] for name in best])} {verb} ahead of {behind} in accuracy."
+    )
 
 
 def _majority(comparison: Comparison, scores: Mapping[str, Mapping[int, float]]) -> str:

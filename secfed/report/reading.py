@@ -161,7 +161,8 @@ def _single_arm(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
                 "sum_exact": line.get("sums_equal"),
             }
             for line in rounds
-            for site, phase in (line.get("dropouts") or {}).items()
+            for kind in ("dropouts", "silent")
+            for site, phase in (line.get(kind) or {}).items()
         ],
         "simulation_seed": simulation.get("seed")
         if isinstance(simulation, Mapping)

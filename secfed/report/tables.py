@@ -171,7 +171,8 @@ def terminal_tables(comparison: Comparison) -> Group:
         parts.append(_dropout_table(comparison))
     if comparison.budget:
         parts.append(_budget_table(comparison))
-    return Group(*parts)
+    spaced = [piece for part in parts for piece in (part, Text(""))]
+    return Group(*spaced[:-1])
 
 
 def _table(

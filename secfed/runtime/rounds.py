@@ -17,7 +17,12 @@ from protocols.errors import ProtocolError
 from protocols.secagg.params import Member, SessionParams, default_threshold
 from secfed.client import LANE_LENGTH, BudgetGuard, NoGuard, Site, SiteRound
 from secfed.codec import Codec, RingArray
-from secfed.errors import PolicyError, RoundAbortedError, SecfedError
+from secfed.errors import (
+    BudgetExceededError,
+    PolicyError,
+    RoundAbortedError,
+    SecfedError,
+)
 from secfed.runtime.progress import Progress
 from secfed.runtime.setup import random_stream
 from secfed.server import Coordinator, SecureSum
@@ -73,7 +78,7 @@ def play_round(
         received: Called with everything that the coordinator receives.
 
     Raises:
-        PolicyError, BudgetExceededError: Every site refused (the first says why).
+        PolicyError, BudgetExceededError: Too many sites refused (the first says why).
         RoundAbortedError: Too few sites were left; nothing was learned.
     """
     # 1. What both sides derive from the signed study, each for itself.
@@ -86,85 +91,114 @@ def play_round(
     params = _session(study, sites, codec, round_number, arm)
     broadcast = save({n: np.ascontiguousarray(v) for n, v in adapter.tensors.items()})
     digest = hashlib.sha256(bytes.fromhex(base_digest) + broadcast).digest()
-    coordinator = Coordinator(params, digest, codec)
-    rounds = {
-        name: SiteRound(site, study, params, codec, guards[name])
-        for name, site in sites.items()
-    }
+    stage = _Stage(
+        coordinator=Coordinator(params, digest, codec),
+        present={
+            name: SiteRound(site, study, params, codec, guards[name])
+            for name, site in sites.items()
+        },
+        leaving={
+            d.site: d.phase
+            for d in study.simulation.dropouts
+            if d.round == round_number
+        },
+        progress=progress,
+        received=received,
+    )
     streams = {
         name: random_stream(study, arm, str(round_number), name, "protocol")
         for name in sites
     }
-    leaving = {
-        d.site: d.phase for d in study.simulation.dropouts if d.round == round_number
-    }
-    present = dict.fromkeys(sites)
 
-    def ask(phase: str, answer: Callable[[str], bytes]) -> None:
-        """Ask every present site; one that fails or vanishes is a dropout."""
-        progress.phase(phase)
-        for done, name in enumerate(tuple(present), start=1):
-            try:
-                message = answer(name)
-            except (ProtocolError, SecfedError) as error:
-                del present[name]
-                refused[name] = error
-                progress.note(f"{name} left in {phase}: {error}")
-                continue
-            received(name, message)
-            coordinator.receive(name, message)
-            if leaving.get(name) == coordinator.phase:
-                del present[name]
-                progress.note(f"{name} vanished after sending its {phase}")
-            progress.site(name, done, len(sites))
+    # 2. Keys and shares, while nobody has an update yet.
+    stage.ask("advertise keys", lambda n, site: site.advertise(digest, streams[n]))
+    rosters = stage.close()
+    stage.ask("share keys", lambda n, site: site.share(rosters[n], streams[n]))
+    deliveries = stage.close()
 
-    refused: dict[str, Exception] = {}
-    ask("advertise keys", lambda name: rounds[name].advertise(digest, streams[name]))
-    if len(refused) == len(sites):
-        raise next(iter(refused.values()))
-    outgoing = _close(coordinator, refused)
-    ask("share keys", lambda name: rounds[name].share(outgoing[name], streams[name]))
-    outgoing = _close(coordinator, refused)
-
-    # 2. Train where the site is still there; the update stays in its SiteRound.
-    progress.phase("local training")
+    # 3. Train; the update and its encoding stay with the site.
     updates: dict[str, LocalUpdate] = {}
     plain: dict[str, RingArray] = {}
-    for done, name in enumerate(tuple(present), start=1):
-        updates[name] = rounds[name].train(train, streams[name])
-        plain[name] = rounds[name].encoded_for_simulator()
-        progress.site(name, done, len(sites))
 
-    # 3. Masked input, confirmation, unmasking.
-    ask("masked input", lambda name: rounds[name].mask(outgoing[name]))
-    outgoing = _close(coordinator, refused)
-    ask("confirm survivors", lambda name: rounds[name].confirm(outgoing[name]))
-    outgoing = _close(coordinator, refused)
-    ask("unmask", lambda name: rounds[name].reveal(outgoing[name]))
-    _close(coordinator, refused)
-    result = coordinator.result
-    if result is None:  # pragma: no cover - close() raises instead
+    def local_training(name: str, site: SiteRound) -> None:
+        updates[name] = site.train(train, streams[name])
+        plain[name] = site.encoded_for_simulator()
+
+    stage.each("local training", local_training)
+
+    # 4. Masked input, confirmation, unmasking.
+    stage.ask("masked input", lambda n, site: site.mask(deliveries[n]))
+    lists = stage.close()
+    stage.ask("confirm survivors", lambda n, site: site.confirm(lists[n]))
+    confirmations = stage.close()
+    stage.ask("unmask", lambda n, site: site.reveal(confirmations[n]))
+    stage.close()
+    result = stage.coordinator.result
+    if result is None:
         raise RoundAbortedError("unmask", (), "no sum was opened")
     return RoundResult(
         result=result,
         updates={name: updates[name] for name in result.survivors},
         sums_equal=_sums_equal(result, plain),
-        bytes_up=coordinator.bytes_up,
-        bytes_down=coordinator.bytes_down + len(broadcast) * len(sites),
+        bytes_up=stage.coordinator.bytes_up,
+        bytes_down=stage.coordinator.bytes_down + len(broadcast) * len(sites),
     )
 
 
-def _close(
-    coordinator: Coordinator, refused: Mapping[str, Exception]
-) -> dict[str, bytes]:
-    """End a phase; when that fails because sites refused, say what they said."""
-    try:
-        return coordinator.close()
-    except RoundAbortedError as error:
-        policies = [e for e in refused.values() if isinstance(e, PolicyError)]
-        if policies:
-            raise policies[0] from error
-        raise
+@dataclass
+class _Stage:
+    """Who is still there in a round, and the one way between the two sides."""
+
+    coordinator: Coordinator
+    present: dict[str, SiteRound]
+    leaving: Mapping[str, str]
+    progress: Progress
+    received: Callable[[str, bytes], None]
+    refusals: list[SecfedError] = field(default_factory=list)
+
+    def ask(self, phase: str, answer: Callable[[str, SiteRound], bytes]) -> None:
+        """Pass every present site's answer to the coordinator."""
+
+        def deliver(name: str, site: SiteRound) -> None:
+            message = answer(name, site)
+            self.received(name, message)
+            self.coordinator.receive(name, message)
+            if self.leaving.get(name) == self.coordinator.phase:
+                del self.present[name]
+                self.progress.note(f"{name} vanished after sending its {phase}")
+
+        self.each(phase, deliver)
+
+    def each(self, phase: str, act: Callable[[str, SiteRound], None]) -> None:
+        """Let every present site act; one whose step fails sends nothing more."""
+        self.progress.phase(phase)
+        total = len(self.present)
+        for done, (name, site) in enumerate(tuple(self.present.items()), start=1):
+            try:
+                act(name, site)
+            except (ProtocolError, SecfedError) as error:
+                del self.present[name]
+                if isinstance(error, PolicyError | BudgetExceededError):
+                    self.refusals.append(error)
+                self.progress.note(f"{name} left in {phase}: {error}")
+            self.progress.site(name, done, total)
+
+    def close(self) -> dict[str, bytes]:
+        """End the phase; who is sent nothing is not asked again.
+
+        Raises:
+            PolicyError, BudgetExceededError: Too few were left because sites refused.
+            RoundAbortedError: Too few were left for another reason.
+        """
+        try:
+            outgoing = self.coordinator.close()
+        except RoundAbortedError as error:
+            if self.refusals:
+                raise self.refusals[0] from error
+            raise
+        for name in self.present.keys() - outgoing.keys():
+            del self.present[name]
+        return outgoing
 
 
 def _session(
