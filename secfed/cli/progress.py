@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from secfed.report.tables import round_up
+
 if TYPE_CHECKING:
     from secfed.runtime.progress import Progress as RunProgress
 
@@ -53,7 +55,7 @@ def round_line(arm: str, rounds: int, metrics: Mapping[str, Any]) -> str:
     if accuracy is not None:
         parts.append(f"accuracy {100 * accuracy:.1f} %")
     if epsilon:
-        parts.append(f"epsilon {max(epsilon.values()):.2f}")
+        parts.append(f"epsilon {round_up(max(epsilon.values()))}")
     for kind in ("dropouts", "silent"):
         lost = (metrics.get(kind) or {}).items()
         parts += [f"{site} lost after {phase}" for site, phase in lost]

@@ -1,84 +1,48 @@
 """Charts as inline SVG: the same numbers give the same bytes.
 
 Colour never carries a meaning alone: every series has its own marker, dash and
-a label at its end. Colours are drawn as placeholders and replaced by CSS
-variables, so that the page that holds the chart decides on light and dark.
+a label at its end.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import re
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any, Final
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
+from secfed.report.drawing import (
+    INK,
+    MUTED,
+    PAPER,
+    SERIES,
+    Look,
+    curve,
+    label_ends,
+    plain_number,
+    render_svg,
+    round_axis,
+    sparse_numbers,
+)
 from secfed.report.results import NON_PRIVATE, Arm, Comparison
+from secfed.report.tables import round_up
 
 __all__ = ["Chart", "comparison_charts"]
 
-_WIDTH_INCHES = 7.2
 _NAMED = 2
 """More sites than this on one line are counted, not named."""
-_LABEL_POINTS = 11.0
-_DECADES = 100
-_SERIES: Final = (
-    ("#010101", "o", "-"),
-    ("#020202", "s", (0, (6, 2))),
-    ("#030303", "^", (0, (2, 1.5))),
-    ("#040404", "D", (0, (6, 2, 1, 2))),
-    ("#050505", "v", (0, (1, 1))),
-    ("#060606", "P", (0, (8, 2, 2, 2, 2, 2))),
-)
-_INK, _MUTED, _GRID, _PAPER = "#0a0a0a", "#0b0b0b", "#0c0c0c", "#0d0d0d"
-_VARIABLES: Final[Mapping[str, str]] = {
-    **{colour: f"var(--s{i})" for i, (colour, _, _) in enumerate(_SERIES, start=1)},
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--grid)",
-    _PAPER: "var(--paper)",
-}
-_STYLE: Final[dict[Any, Any]] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans", "sans-serif"],
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "figure.facecolor": "none",
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-}
 
 
 @dataclass(frozen=True)
 class Chart:
     """A chart with everything that a reader without eyes for it needs.
 
-    ``svg`` holds only markup made here: all names in it are escaped. ``table``
-    is (heading row, rows) with the plotted numbers.
+    ``svg`` holds only markup made here: all names in it are escaped. Under
+    ``headings``, ``rows`` hold the plotted numbers.
     """
 
     key: str
@@ -95,9 +59,7 @@ class _Series:
 
     label: str
     arms: tuple[Arm, ...]
-    colour: str
-    marker: str
-    dash: str | tuple[int, tuple[float, ...]]
+    look: Look
 
     def mean(self, value: Callable[[Arm, int], float | None]) -> dict[int, float]:
         """Round number to mean of ``value`` over the arms that have one."""
@@ -135,12 +97,11 @@ def _series(arms: Sequence[Arm]) -> tuple[_Series, ...]:
         groups.setdefault((arm.method, arm.kind), []).append(arm)
     found = []
     for index, group in enumerate(groups.values()):
-        colour, marker, dash = _SERIES[index % len(_SERIES)]
         single = len(group) == 1
         label = group[0].name if single else group[0].method
         if not single and group[0].kind == NON_PRIVATE and NON_PRIVATE not in label:
             label = f"{label} {NON_PRIVATE}"
-        found.append(_Series(label, tuple(group), colour, marker, dash))
+        found.append(_Series(label, tuple(group), SERIES[index % len(SERIES)]))
     return tuple(found)
 
 
@@ -165,15 +126,19 @@ def _score_chart(series: Sequence[_Series], majority: float | None) -> Chart | N
                     if r.scores.accuracy is not None
                 }
                 axes.plot(
-                    list(own), list(own.values()), color=entry.colour, lw=0.6, alpha=0.5
+                    list(own),
+                    list(own.values()),
+                    color=entry.look.colour,
+                    lw=0.6,
+                    alpha=0.5,
                 )
             scaled = {number: 100 * value for number, value in points.items()}
-            _curve(axes, scaled, entry)
+            curve(axes, scaled, entry.look)
             last = max(scaled)
             ends.append((scaled[last], f"{entry.label} {scaled[last]:.1f} %", last))
         low, high = axes.get_ylim()
         if majority is not None and 100 * majority > low - (high - low) / 2:
-            axes.axhline(100 * majority, color=_MUTED, lw=1, ls=(0, (1, 2)))
+            axes.axhline(100 * majority, color=MUTED, lw=1, ls=(0, (1, 2)))
             last = max(end[2] for end in ends)
             ends.append((100 * majority, f"majority {100 * majority:.1f} %", last))
         elif majority is not None:
@@ -181,11 +146,11 @@ def _score_chart(series: Sequence[_Series], majority: float | None) -> Chart | N
                 f"majority class: {100 * majority:.1f} %, below this chart",
                 fontsize=8,
                 loc="left",
-                color=_MUTED,
+                color=MUTED,
             )
         axes.set_ylabel("accuracy in %")
-        _round_axis(axes)
-        _label_ends(axes, ends)
+        round_axis(axes)
+        label_ends(axes, ends)
 
     best = {label: points[max(points)] for label, points in curves.items()}
     summary = ", ".join(f"{label} {100 * v:.1f} %" for label, v in best.items())
@@ -194,7 +159,7 @@ def _score_chart(series: Sequence[_Series], majority: float | None) -> Chart | N
         key="score",
         title=title,
         description=f"One line per arm over the rounds. Last round: {summary}.",
-        svg=_render("score", title, summary, draw, 3.8),
+        svg=render_svg("score", title, summary, draw, 3.8),
         headings=("round", *curves),
         rows=tuple(
             (
@@ -220,12 +185,12 @@ def _noise_chart(series: Sequence[_Series]) -> Chart | None:
         for entry in shown:
             measured = _positive(entry.mean(_measured))
             closed = _positive(entry.mean(_closed_form))
-            _curve(energy, measured, entry)
+            curve(energy, measured, entry.look)
             if closed:
                 energy.plot(
                     list(closed),
                     list(closed.values()),
-                    color=entry.colour,
+                    color=entry.look.colour,
                     ls="none",
                     marker="_",
                     ms=13,
@@ -235,25 +200,25 @@ def _noise_chart(series: Sequence[_Series]) -> Chart | None:
             ends.append((measured[last], entry.label, last))
             quadratic = {k: 100 * v for k, v in entry.mean(_quadratic_share).items()}
             if quadratic:
-                _curve(share, quadratic, entry)
+                curve(share, quadratic, entry.look)
                 last = max(quadratic)
                 text = f"{entry.label} {quadratic[last]:.1f} %"
                 shares.append((quadratic[last], text, last))
         energy.set_yscale("log")
-        energy.yaxis.set_major_formatter(FuncFormatter(_plain))
-        energy.yaxis.set_minor_formatter(FuncFormatter(_sparse(energy)))
+        energy.yaxis.set_major_formatter(FuncFormatter(plain_number))
+        energy.yaxis.set_minor_formatter(FuncFormatter(sparse_numbers(energy)))
         energy.set_ylabel("energy (log scale)")
         energy.set_title(
             "points on a line: measured; long bars: closed form",
             fontsize=8,
             loc="left",
-            color=_MUTED,
+            color=MUTED,
         )
         share.set_ylabel("quadratic\nshare in %")
         share.set_ylim(bottom=0)
-        _round_axis(share)
-        _label_ends(energy, ends)
-        _label_ends(share, shares)
+        round_axis(share)
+        label_ends(energy, ends)
+        label_ends(share, shares)
 
     rows = []
     for entry in shown:
@@ -278,7 +243,7 @@ def _noise_chart(series: Sequence[_Series]) -> Chart | None:
         key="noise",
         title=title,
         description=text,
-        svg=_render("noise", title, text, draw, 4.4),
+        svg=render_svg("noise", title, text, draw, 4.4),
         headings=("arm", "round", "measured", "closed form", "quadratic share"),
         rows=tuple(rows),
     )
@@ -312,7 +277,7 @@ def _epsilon_chart(series: Sequence[_Series], limit: float | None) -> Chart | No
         for site, spent in r.epsilon.items()
     )
     worst = ", ".join(
-        f"{entry.label} {max(arm.epsilon.values()):.2f}"
+        f"{entry.label} {round_up(max(arm.epsilon.values()))}"
         for entry, arm in shown
         if arm.epsilon
     )
@@ -320,7 +285,7 @@ def _epsilon_chart(series: Sequence[_Series], limit: float | None) -> Chart | No
         key="epsilon",
         title=title,
         description=f"Cumulative epsilon of each site; worst site: {worst}.",
-        svg=_render("epsilon", title, worst, draw, 0.8 + 2.6 * lines),
+        svg=render_svg("epsilon", title, worst, draw, 0.8 + 2.6 * lines),
         headings=("arm", "site", "after round", "epsilon in total"),
         rows=rows,
     )
@@ -334,7 +299,7 @@ def _epsilon_paths(arm: Arm) -> _Paths:
     found: dict[tuple[tuple[int, float], ...], list[str]] = {}
     for site in sorted({site for r in arm.rounds for site in r.epsilon}):
         path = tuple(
-            (r.round, round(r.epsilon.get(site, 0.0), 2))
+            (r.round, float(round_up(r.epsilon.get(site, 0.0))))
             for r in arm.rounds
             if site in r.epsilon or r.round == 0
         )
@@ -349,11 +314,11 @@ def _epsilon_panel(axes: Axes, paths: _Paths, limit: float | None) -> None:
     ends = []
     for number, (sites, path) in enumerate(paths):
         points = dict(path)
-        _curve(axes, points, _Series("", (), *_SERIES[number % len(_SERIES)]))
+        curve(axes, points, SERIES[number % len(SERIES)])
         last = max(points)
         ends.append((points[last], f"{sites} {points[last]:.2f}", last))
     if limit is not None:
-        axes.axhline(limit, color=_INK, lw=1, ls=(0, (5, 3)))
+        axes.axhline(limit, color=INK, lw=1, ls=(0, (5, 3)))
         axes.annotate(
             f"study's limit {limit:g}",
             (0, limit),
@@ -363,8 +328,8 @@ def _epsilon_panel(axes: Axes, paths: _Paths, limit: float | None) -> None:
             fontsize=8,
         )
     axes.set_ylim(bottom=0, top=None if limit is None else limit * 1.18)
-    _round_axis(axes)
-    _label_ends(axes, ends)
+    round_axis(axes)
+    label_ends(axes, ends)
 
 
 def _wrapped(labels: Sequence[str]) -> str:
@@ -391,8 +356,8 @@ def _traffic_chart(series: Sequence[_Series]) -> Chart | None:
                     position + offset,
                     value,
                     height=0.32,
-                    color=entry.colour if filled else _PAPER,
-                    edgecolor=entry.colour,
+                    color=entry.look.colour if filled else PAPER,
+                    edgecolor=entry.look.colour,
                     linewidth=1.4,
                 )
                 axes.annotate(
@@ -416,7 +381,7 @@ def _traffic_chart(series: Sequence[_Series]) -> Chart | None:
         key="traffic",
         title=title,
         description=f"{text}.",
-        svg=_render("traffic", title, text, draw, 0.9 + 0.5 * len(shown)),
+        svg=render_svg("traffic", title, text, draw, 0.9 + 0.5 * len(shown)),
         headings=("arm", "MB up", "MB down"),
         rows=tuple((k, f"{u:.2f}", f"{d:.2f}") for k, (u, d) in totals.items()),
     )
@@ -432,136 +397,6 @@ def _mean_bytes(series: _Series) -> tuple[float, float] | None:
         return None
     ups, downs = zip(*pairs, strict=True)
     return statistics.fmean(ups), statistics.fmean(downs)
-
-
-def _curve(axes: Axes, points: Mapping[int, float], entry: _Series) -> None:
-    axes.plot(
-        list(points),
-        list(points.values()),
-        color=entry.colour,
-        marker=entry.marker,
-        ls=entry.dash,
-        markerfacecolor=_PAPER,
-        markeredgecolor=entry.colour,
-        markeredgewidth=1.4,
-    )
-
-
-def _round_axis(axes: Axes) -> None:
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, int]]) -> None:
-    """Write each label beside the end of its line, moved apart where they meet."""
-    if not ends:
-        return
-    ordered = sorted(ends)
-    right = max(end[2] for end in ends)
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        raise ValueError("the axes belong to no figure")
-    figure.draw_without_rendering()
-    points = 72 / figure.dpi
-    wanted = [
-        float(axes.transData.transform((right, value))[1]) * points
-        for value, _, _ in ordered
-    ]
-    for (value, text, _), at, y in zip(
-        ordered, spread_apart(wanted, _LABEL_POINTS), wanted, strict=True
-    ):
-        axes.annotate(
-            text,
-            (right, value),
-            xytext=(8, at - y),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
-        )
-
-
-def spread_apart(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places at least ``gap`` apart, in order, near the (sorted) wanted ones.
-
-    Places that would meet form a block around the mean of their wishes.
-    """
-    blocks: list[tuple[float, int]] = []  # (sum of wishes, number of labels)
-    for wish in wanted:
-        block = (wish, 1)
-        while blocks and _bottom(block, gap) < _top(blocks[-1], gap) + gap:
-            before = blocks.pop()
-            block = (before[0] + block[0], before[1] + block[1])
-        blocks.append(block)
-    return [
-        _bottom(block, gap) + gap * position
-        for block in blocks
-        for position in range(block[1])
-    ]
-
-
-def _bottom(block: tuple[float, int], gap: float) -> float:
-    return block[0] / block[1] - gap * (block[1] - 1) / 2
-
-
-def _top(block: tuple[float, int], gap: float) -> float:
-    return _bottom(block, gap) + gap * (block[1] - 1)
-
-
-def _plain(value: float, _position: int) -> str:
-    return f"{value:g}"
-
-
-def _sparse(axes: Axes) -> Callable[[float, int], str]:
-    """Labels between powers of ten, where fewer than two powers are visible."""
-
-    def label(value: float, _position: int) -> str:
-        low, high = axes.get_ylim()
-        digit = round(value / 10 ** math.floor(math.log10(value)))
-        if high / low > _DECADES or digit not in {2, 5}:
-            return ""
-        return f"{value:g}"
-
-    return label
-
-
-def _render(
-    key: str,
-    title: str,
-    description: str,
-    draw: Callable[[Figure], None],
-    height_inches: float,
-) -> str:
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": f"secfed-{key}"}):
-        figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        draw(figure)
-        buffer = io.BytesIO()
-        canvas.print_figure(
-            buffer, format="svg", metadata={"Date": None, "Creator": None}
-        )
-    return _inline(buffer.getvalue().decode("utf-8"), key, title, description)
-
-
-def _inline(svg: str, key: str, title: str, description: str) -> str:
-    """Make a stand-alone SVG fit to stand among others in one page."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    # 1. Identifiers are unique in the page.
-    body = re.sub(r'\bid="', f'id="{key}-', body)
-    body = body.replace('href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
-    # 2. The page decides on colours.
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, variable)
-    # 3. The chart has a name and a description, and the page decides on its size.
-    opening, rest = body.split(">", 1)
-    opening = re.sub(r'\s(width|height)="[^"]*"', "", opening)
-    name, text = f"{key}-title", f"{key}-desc"
-    return (
-        f'{opening} role="img" aria-labelledby="{name} {text}">'
-        f'<title id="{name}">{escape(title)}</title>'
-        f'<desc id="{text}">{escape(description)}</desc>{rest}'
-    ).strip()
 
 
 def _positive(points: Mapping[int, float]) -> dict[int, float]:

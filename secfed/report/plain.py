@@ -176,8 +176,25 @@ def _against(record: RunRecord) -> str:
             if colluders is not None
             else ""
         )
-        + f" (secure aggregation, {mode or UNKNOWN} model)."
+        + f" (secure aggregation; assumed coordinator: {mode or UNKNOWN})."
+        + _where(record)
     )
+
+
+def _where(record: RunRecord) -> str:
+    places = dict.fromkeys(
+        _below(statement.get("execution"), "where")
+        for statement in record.statements.values()
+    )
+    known = [place for place in places if isinstance(place, str)]
+    if not known:
+        return f" Where it ran: {UNKNOWN}."
+    if any(place.startswith("local simulation") for place in known):
+        return (
+            f" This run was a {'; '.join(known)}: whoever operated it could see "
+            "everything, whatever the protocol hides."
+        )
+    return f" Where it ran: {'; '.join(known)}."
 
 
 def _strength(record: RunRecord) -> str:
@@ -213,9 +230,10 @@ def _meaning(record: RunRecord) -> str:
     rates = _stated_rate(record)
     if rates is not None:
         return (
-            "Whoever guesses whether one unit was used, and is wrong about outsiders "
-            f"in at most 1 % of cases, finds at most {100 * rates:.1f} % of insiders "
-            "(without any protection: up to 100 %; by blind guessing: 1 %)."
+            "Whoever sees one arm and guesses whether one unit was used, and is wrong "
+            "about outsiders in at most 1 % of cases, finds at most "
+            f"{100 * rates:.1f} % of insiders (without any protection: up to 100 %; "
+            "by blind guessing: 1 %)."
         )
     arms = [a.epsilon_max for a in record.comparison.arms if a.epsilon_max is not None]
     delta = _delta(record)
@@ -223,10 +241,11 @@ def _meaning(record: RunRecord) -> str:
         return f"What an attacker can learn at most: {UNKNOWN}."
     bound = _membership_bound(max(arms), delta)
     return (
-        "Whoever guesses whether one unit was used, and is wrong about outsiders in at "
-        f"most 1 % of cases, finds at most {100 * bound:.2f} % of insiders (from "
-        "epsilon and delta alone; the full privacy curve of the mechanism gives a "
-        "smaller figure; by blind guessing: 1 %)."
+        "Whoever sees one arm and guesses whether one unit was used, and is wrong "
+        "about outsiders in at most 1 % of cases, finds at most "
+        f"{100 * bound:.2f} % of insiders (from epsilon and delta alone; the full "
+        "privacy curve of the mechanism gives a smaller figure; by blind "
+        "guessing: 1 %)."
     )
 
 

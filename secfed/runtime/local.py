@@ -16,6 +16,7 @@ from secfed.errors import RoundAbortedError
 from secfed.evaluation import evaluate
 from secfed.policy import SitePolicy
 from secfed.report.html import build_report
+from secfed.report.results import HEAD_ONLY
 from secfed.runtime.directory import create_run
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord
@@ -24,6 +25,7 @@ from secfed.runtime.setup import Prepared, prepare, random_stream
 from secfed.strategies import check_maskable, get_strategy, trained_names
 from secfed.strategies.base import ServerState, Strategy
 from secfed.study import Study
+from secfed.study.sections import TrainingSection
 from secfed.training import LocalUpdate, train_privately, train_without_privacy
 from secfed.types import LORA_A, LORA_B, Adapter
 
@@ -172,7 +174,7 @@ def _train(
         trains,
         site.records,
         site.plan,
-        arm.study.training,
+        _settings(arm),
         _learning_rate(arm),
         stream,
         keep_noiseless=True,
@@ -234,6 +236,19 @@ def _levels(
         std_a=std if any(name.endswith(LORA_A) for name in trains) else zero,
         std_b=std if any(name.endswith(LORA_B) for name in trains) else zero,
     )
+
+
+def _settings(arm: Arm) -> TrainingSection:
+    """The study's settings; the head alone may have a rate of its own.
+
+    A rate tuned for a head beside adapters would be unfair to the head alone
+    (PITFALLS 15).
+    """
+    training = arm.study.training
+    if training.method != HEAD_ONLY:
+        return training
+    rate = training.learning_rate.get(HEAD_ONLY, training.head_learning_rate)
+    return training.model_copy(update={"head_learning_rate": rate})
 
 
 def _learning_rate(arm: Arm) -> float:

