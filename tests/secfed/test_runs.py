@@ -197,17 +197,15 @@ def test_a_seed_repeats_the_aggregates_and_nothing_else_does(
     prepared: Prepared,
     tmp_path: Path,
 ) -> None:
-    again, fresh, other = (tmp_path / name for name in ("again", "fresh", "other"))
+    again, fresh = tmp_path / "again", tmp_path / "fresh"
     play_arm(prepared, seeded_study, again)
     assert len(aggregates(again)) == ROUNDS
     assert aggregates(again) == aggregates(seeded_run[0])
     released = "adapter/adapter_model.safetensors"
     assert (again / released).read_bytes() == (seeded_run[0] / released).read_bytes()
-    # Controls: another seed, and no seed.
-    play_arm(prepared, small_study(seed=SEED + 1), other)
+    # Control: without a seed every aggregate is another.
     play_arm(prepared, small_study(), fresh)
-    everything = [*aggregates(again), *aggregates(other), *aggregates(fresh)]
-    assert len(set(everything)) == 3 * ROUNDS
+    assert len({*aggregates(again), *aggregates(fresh)}) == 2 * ROUNDS
     assert "NOT PRIVATE" not in (fresh / "statement.json").read_text("utf-8")
 
 
@@ -215,7 +213,9 @@ def test_a_finished_run_is_read_back_unchanged(
     prepared: Prepared, seeded_study: Study, copied: Path
 ) -> None:
     def content() -> dict[str, bytes]:
-        paths = [p for p in copied.rglob("*") if p.is_file() and "private" not in p.parts]
+        paths = [
+            p for p in copied.rglob("*") if p.is_file() and "private" not in p.parts
+        ]
         return {str(path): path.read_bytes() for path in paths}
 
     before = content()
@@ -240,8 +240,6 @@ def test_a_finished_run_is_read_back_unchanged(
     [
         ("round", 0, set()),  # before any reservation: nothing is lost
         ("advertise keys", 1, {2}),  # one site has reserved
-        ("local training", 0, {2}),
-        ("masked input", 2, {2}),  # two masked inputs are out
         ("unmask", 4, {2}),  # the sum could be opened, and was not used
         ("finished", 0, set()),  # committed already
     ],

@@ -246,7 +246,7 @@ def test_a_big_batch_in_micro_batches_is_the_same_sum(
     records = some(everybody, range(24))
     size = records.num_units
     chunks = list(training._micro_batches(records, np.arange(size)))
-    assert len(chunks) > 4
+    assert len(chunks) >= 4
     assert sorted(np.concatenate([rows for rows, _ in chunks])) == list(range(size))
     gradients = one_at_a_time(prepared.model, busy, names, records, range(size))
     clip = float(np.median(np.linalg.norm(gradients, axis=1)))
