@@ -39,6 +39,8 @@ class SitePolicy(Table):
     allowed_methods: Texts
     allowed_model_sha256: _Digests
     require_mode: Literal["malicious"] = "malicious"
+    # Folder of the budget files, shared by all runs on these people.
+    budget_dir: str | None = None
 
     @model_validator(mode="after")
     def _known_methods(self) -> Self:
@@ -52,13 +54,17 @@ class SitePolicy(Table):
 
 
 def load_policy(path: str | Path) -> SitePolicy:
-    """Read and check a site's policy file.
+    """Read and check a site's policy file; ``budget_dir`` becomes absolute.
 
     Raises:
         StudyError: Missing, not UTF-8, not TOML, an unknown key, or a value
             below a floor.
     """
-    return checked(SitePolicy, read_toml(Path(path)), path)
+    policy = checked(SitePolicy, read_toml(Path(path)), path)
+    if policy.budget_dir is None:
+        return policy
+    folder = Path(path).resolve().parent / policy.budget_dir
+    return policy.model_copy(update={"budget_dir": str(folder)})
 
 
 def check(policy: SitePolicy, study: Study, num_units: int) -> None:
@@ -115,6 +121,16 @@ def _cohort(policy: SitePolicy, study: Study, num_units: int) -> list[str]:
     return refusals
 
 
+def _durable(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
+    """Real people's budget must outlive a run directory (PITFALLS 2)."""
+    rehearsal = study.data.is_builtin or study.simulation.seed is not None
+    if rehearsal or policy.budget_dir is not None:
+        return []
+    return [
+        "site.toml names no budget_dir, so what earlier runs spent would be forgotten"
+    ]
+
+
 def _mode(_policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
     if study.secagg.mode == "malicious":
         return []
@@ -134,4 +150,4 @@ def _allowed(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
     return refusals
 
 
-_RULES: tuple[_Rule, ...] = (_privacy, _cohort, _mode, _allowed)
+_RULES: tuple[_Rule, ...] = (_privacy, _durable, _cohort, _mode, _allowed)

@@ -16,7 +16,6 @@ from secfed.errors import PolicyError
 from secfed.evaluation import majority_scores
 from secfed.manifest import write_manifest
 from secfed.policy import SitePolicy
-from secfed.privacy.budget import Budget
 from secfed.report.conclusion import conclude
 from secfed.report.html import build_report
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE
@@ -25,7 +24,7 @@ from secfed.runtime.directory import create_run, write_atomically
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm
-from secfed.runtime.setup import Prepared, prepare, with_seed_of
+from secfed.runtime.setup import Prepared, open_budget, prepare, with_seed_of
 from secfed.signing import load_or_create
 from secfed.strategies import check_maskable, get_strategy
 from secfed.study import Study
@@ -156,11 +155,6 @@ def _budgets(
 ) -> dict[str, dict[str, float]]:
     found = {}
     for site in study.sites:
-        budget = Budget(private / "sites" / site / "budget.sqlite", site).open(
-            policy.population,
-            study.privacy.unit,
-            max_epsilon=policy.max_epsilon,
-            delta=policy.delta,
-        )
+        budget = open_budget(study, policy, private, site)
         found[site] = {"spent": budget.spent_epsilon(), "limit": policy.max_epsilon}
     return found

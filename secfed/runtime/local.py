@@ -88,6 +88,7 @@ def run_arm(
         # 3
         if not record.released:
             record.release(state.adapter)
+        if not (arm_dir / "report.html").exists():  # a crash may have come between
             build_report(arm_dir)
         record.seal()
         return record.summary(trained_names(strategy, start.adapter, 1))

@@ -38,7 +38,7 @@ from secfed.privacy.budget import Budget
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import RoundResult
-from secfed.runtime.setup import Prepared, site_identities
+from secfed.runtime.setup import Prepared, open_budget, site_identities
 from secfed.signing import load_or_create
 from secfed.statement import StatementContext, build_statement
 from secfed.strategies.base import ServerState
@@ -97,12 +97,7 @@ class ArmRecord:
             for name in arm.study.sites
         }
         self.budgets = {
-            name: Budget(private_dir / "sites" / name / "budget.sqlite", name).open(
-                policy.population,
-                arm.study.privacy.unit,
-                max_epsilon=policy.max_epsilon,
-                delta=policy.delta,
-            )
+            name: open_budget(arm.study, policy, private_dir, name)
             for name in self.sites
         }
         self._earlier = {

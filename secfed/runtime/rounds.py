@@ -162,7 +162,7 @@ class _Stage:
         def deliver(name: str, site: SiteRound) -> None:
             message = answer(name, site)
             self.received(name, message)
-            self.coordinator.receive(name, message)
+            self.coordinator.receive(name, message)  # blames by itself, never raises
             if self.leaving.get(name) == self.coordinator.phase:
                 del self.present[name]
                 self.progress.note(f"{name} vanished after sending its {phase}")

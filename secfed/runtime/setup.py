@@ -26,6 +26,7 @@ from secfed.errors import RunDirectoryError
 from secfed.models import BaseModel, Features, encode_prefix, load_base_model
 from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
+from secfed.privacy.budget import Budget
 from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
 from secfed.privacy.plan import PrivacyPlan, calibrate
 from secfed.runtime.progress import Progress
@@ -35,6 +36,7 @@ from secfed.types import Adapter
 
 __all__ = [
     "Prepared",
+    "open_budget",
     "plan_sites",
     "prepare",
     "random_stream",
@@ -151,6 +153,25 @@ def random_stream(study: Study, *labels: str) -> RandomStream:
     """
     seed = study.simulation.seed
     return system_stream() if seed is None else simulation_stream(seed, *labels)
+
+
+def open_budget(
+    study: Study, policy: SitePolicy, private_dir: Path, site: str
+) -> Budget:
+    """A site's budget: in the policy's own folder, or in a rehearsal in the run's.
+
+    Raises:
+        PolicyError: The file is damaged, another site's, or in another unit.
+    """
+    folder = Path(policy.budget_dir) if policy.budget_dir else private_dir / "sites"
+    path = folder / site / "budget.sqlite"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Budget(path, site).open(
+        policy.population,
+        study.privacy.unit,
+        max_epsilon=policy.max_epsilon,
+        delta=policy.delta,
+    )
 
 
 def site_identities(study: Study, private_dir: Path) -> dict[str, SigningKey]:

@@ -265,7 +265,6 @@ class TrainingSection(Table):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     head_learning_rate: Positive
     learning_rate: Mapping[str, Positive] = Field(default_factory=dict)
-    micro_batch: Count = 64
 
     @model_validator(mode="after")
     def _methods(self) -> Self:

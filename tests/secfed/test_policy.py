@@ -157,3 +157,26 @@ def test_floors_hold_for_a_policy_that_skipped_validation(study):
     )
     with pytest.raises(PolicyError, match="fewer than 5"):
         check(lax, crowded, 1000)
+
+
+def test_real_records_need_a_budget_that_outlives_the_run(study, site_file):
+    values = study.canonical()
+    values["data"] = {
+        **values["data"],
+        "source": "records.csv",
+        "text_column": "text",
+        "label_column": "label",
+        "labels": ["a", "b"],
+        "partition": {"kind": "dirichlet", "alpha": 1.0, "sites": list(study.sites)},
+    }
+    values["privacy"]["nominal_units"] = dict.fromkeys(study.sites, 1000)
+    real = load_study_dict(values, "x")
+    with pytest.raises(PolicyError, match="budget_dir"):
+        check(load_policy(site_file()), real, 1000)
+    durable = load_policy(site_file(budget_dir='"budgets"'))
+    check(durable, real, 1000)
+
+
+def test_budget_dir_stands_beside_the_policy_file(site_file):
+    path = site_file(budget_dir='"budgets"')
+    assert load_policy(path).budget_dir == str(path.resolve().parent / "budgets")

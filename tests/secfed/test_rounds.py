@@ -31,11 +31,13 @@ from secfed.errors import (
     TrainingError,
 )
 from secfed.models import Features
+from secfed.policy import SitePolicy
+from secfed.privacy.accounting import sampled_gaussian
 from secfed.privacy.noise import simulation_stream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.rounds import RoundResult, play_round
-from secfed.runtime.setup import Prepared, random_stream
+from secfed.runtime.setup import Prepared, open_budget, random_stream
 from secfed.study import Study
 from secfed.training import LocalUpdate, PrivateRecords, train_privately
 from secfed.types import Adapter
@@ -469,3 +471,17 @@ def test_nothing_private_in_what_is_printed(
         assert "<private>" in text
         assert "array" not in text
         assert site.identity.to_bytes().hex() not in text
+
+
+def test_a_budget_dir_is_shared_by_two_runs(
+    study: Study, policy: SitePolicy, tmp_path: Path
+) -> None:
+    durable = policy.model_copy(update={"budget_dir": str(tmp_path / "budgets")})
+    site = study.sites[0]
+    event = sampled_gaussian(0.1, 1.0, 4)
+    first = open_budget(study, durable, tmp_path / "run-1" / "private", site)
+    first.reserve("study", "run-1", 1, event)
+    second = open_budget(study, durable, tmp_path / "run-2" / "private", site)
+    assert second.spent_epsilon() == first.spent_epsilon() > 0
+    other = open_budget(study, policy, tmp_path / "run-3" / "private", site)
+    assert other.spent_epsilon() == 0
