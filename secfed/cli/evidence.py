@@ -200,11 +200,12 @@ def _budget_files(path: Path) -> list[Path]:
             f"{path}: no such file or directory; give a run directory or a "
             f"{_BUDGET_NAME}"
         )
-    found = sorted((path / "private").rglob(_BUDGET_NAME))
+    found = sorted(path.rglob(_BUDGET_NAME))
     if not found:
         raise RunDirectoryError(
-            f"{path}: no {_BUDGET_NAME} below private/; give the run's top directory "
-            "(private/ stays at the site and is not part of a copy)"
+            f"{path}: no {_BUDGET_NAME} in it; give the run's top directory or the "
+            "budget_dir of site.toml (private/ stays at the site and is not part of a "
+            "copy)"
         )
     return found
 
