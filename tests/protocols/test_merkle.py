@@ -7,7 +7,7 @@ import itertools
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols import merkle
@@ -112,6 +112,7 @@ def test_published_proofs(index):
     assert found.hex() == ROOTS[8]
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=70))
 def test_tree_is_the_definition(leaves):
     tree = merkle.Tree(leaves)
@@ -123,6 +124,7 @@ def test_tree_is_the_definition(leaves):
         merkle.verify_inclusion(leaf, index, len(leaves), proof, tree.root)
 
 
+@settings(deadline=None)
 @given(positions, st.binary(max_size=8))
 def test_proof_is_for_its_own_leaf_and_position(position, other):
     index, size = position
@@ -138,6 +140,7 @@ def test_proof_is_for_its_own_leaf_and_position(position, other):
             merkle.verify_inclusion(other, index, size, proof, tree.root)
 
 
+@settings(deadline=None)
 @given(positions, positions)
 def test_proof_holds_at_another_size_only_with_the_same_path(position, claimed):
     index, size = position
@@ -158,6 +161,7 @@ def test_a_root_does_not_tell_its_size():
     merkle.verify_inclusion(leaves[2], 1, 2, proof, merkle.root(leaves))
 
 
+@settings(deadline=None)
 @given(positions, st.data())
 def test_changed_proof_is_refused(position, data):
     index, size = position
@@ -181,6 +185,7 @@ def test_changed_proof_is_refused(position, data):
 garbage = st.lists(st.one_of(st.binary(max_size=40), st.none(), st.integers()))
 
 
+@settings(deadline=None)
 @given(st.integers(-3, 100), st.integers(-3, 100), garbage)
 def test_garbage_is_never_anything_but_a_message_error(index, size, proof):
     with pytest.raises(MessageError):
