@@ -1,8 +1,9 @@
 """Vectors over Z_2^b: what is masked, added and unmasked.
 
-The body lives in Z_2^32 (or Z_2^16); the optional lane of 64-bit numbers
+The body lives in Z_2^16, Z_2^32 or Z_2^64; the optional lane of 64-bit numbers
 carries counts and metrics. Unsigned numpy arithmetic wraps, which is exactly
-addition in the ring.
+addition in the ring. A caller may pack several narrow fields into one 64-bit
+word, as long as no field of a sum overflows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from protocols.errors import MessageError, MisuseError
 
 __all__ = ["LANE_BYTES", "RING_BITS", "RingVector", "body_bytes"]
 
-RING_BITS = (16, 32)
+RING_BITS = (16, 32, 64)
 LANE_BYTES = 8
 
 _LANE = np.dtype("<u8")
+_BODIES = tuple(np.dtype(f"<u{bits // 8}") for bits in RING_BITS)
 
 
 def body_bytes(ring_bits: int) -> int:
@@ -36,20 +38,20 @@ def _body_dtype(ring_bits: int) -> DTypeLike:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RingVector:
-    """A body over Z_2^16 or Z_2^32 and a lane over Z_2^64.
+    """A body over Z_2^16, Z_2^32 or Z_2^64 and a lane over Z_2^64.
 
     Before masking it is private, so ``repr`` shows sizes only.
     """
 
-    body: NDArray[Any]  # uint32 (or uint16), one dimension, contiguous
+    body: NDArray[Any]  # uint16, uint32 or uint64, one dimension, contiguous
     lane: NDArray[np.uint64]
 
     def __post_init__(self) -> None:
         for name, array in (("body", self.body), ("lane", self.lane)):
             if array.ndim != 1 or not array.flags.c_contiguous:
                 raise MisuseError(f"{name} must be one-dimensional and contiguous")
-        if self.body.dtype not in (np.dtype("<u2"), np.dtype("<u4")):
-            raise MisuseError(f"body must be uint16 or uint32, not {self.body.dtype}")
+        if self.body.dtype not in _BODIES:
+            raise MisuseError(f"body must be uint16, 32 or 64, not {self.body.dtype}")
         if self.lane.dtype != _LANE:
             raise MisuseError(f"lane must be uint64, not {self.lane.dtype}")
 

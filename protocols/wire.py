@@ -6,6 +6,7 @@ one encoding; leftover or missing bytes are a ``MessageError``.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -73,6 +74,10 @@ class Reader:
         if self.take(len(expected)) != expected:
             raise MessageError(f"wrong {what}")
 
+    def rest(self) -> bytes:
+        """All bytes that are left."""
+        return self.take(len(self._data) - self._position)
+
     def finish(self) -> None:
         """Nothing may be left."""
         if self._position != len(self._data):
@@ -81,12 +86,13 @@ class Reader:
 
 def write_indices(indices: Sequence[int]) -> bytes:
     """A count in two bytes, then each index in two bytes."""
-    return u16(len(indices)) + b"".join(u16(index) for index in indices)
+    return struct.pack(f"<H{len(indices)}H", len(indices), *indices)
 
 
 def read_indices(reader: Reader) -> tuple[int, ...]:
     """What ``write_indices`` wrote; indices must be strictly increasing."""
-    indices = tuple(reader.number(2) for _ in range(reader.number(2)))
+    count = reader.number(2)
+    indices = struct.unpack(f"<{count}H", reader.take(2 * count))
     require_increasing(indices)
     return indices
 

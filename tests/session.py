@@ -25,8 +25,10 @@ from protocols.secagg.params import (
     SessionParams,
     default_threshold,
 )
+from protocols.suites import SUITES
 
 MODEL = hashlib.sha256(b"model").digest()
+SUITE = SUITES[1]
 
 # (phase, "up" or "down", client, message) -> the message that arrives, or None.
 Tamper = Callable[[str, str, str, bytes], bytes | None]
@@ -62,7 +64,7 @@ def make_params(
 
 def make_inputs(params: SessionParams, seed: int = 0) -> dict[str, RingVector]:
     source = np.random.default_rng(seed)
-    dtype = np.uint16 if params.ring_bits == 16 else np.uint32
+    dtype = params.zeros().body.dtype
     top = 2**params.ring_bits
     return {
         member.name: RingVector(

@@ -13,12 +13,13 @@ keys under pinned identities, boxes that open, and lists that are checked here.
 from __future__ import annotations
 
 from protocols import kdf, labels, shamir
-from protocols.errors import MisuseError, blame_server
-from protocols.keys import ExchangeKey, SigningKey
+from protocols.agreement import AgreementKey, KemSecret
+from protocols.errors import MessageError, MisuseError, blame_server
+from protocols.keys import SigningKey
 from protocols.prg import Stream
 from protocols.ring import RingVector
 from protocols.secagg import messages
-from protocols.secagg.boxes import Channels
+from protocols.secagg.boxes import Channels, SharePair
 from protocols.secagg.client_states import (
     Advertised,
     Finished,
@@ -35,8 +36,15 @@ from protocols.secagg.confirmations import (
     verify_confirmations,
     verify_survivors,
 )
-from protocols.secagg.directory import bind, verify_roster, verify_session
+from protocols.secagg.directory import (
+    Directory,
+    verify_neighbourhood,
+    verify_roster,
+    verify_session,
+)
+from protocols.secagg.hybrid import accept_offer, make_offers, seal_vault
 from protocols.secagg.masks import (
+    Mask,
     add_masks,
     commitment_of,
     mask_key_of,
@@ -89,16 +97,17 @@ def advertise_keys(
     index = params.index_of(name)
     if identity.public_bytes != params.roster[index].identity:
         raise MisuseError(f"{name}: identity is not the one pinned in the roster")
-    session = params.session_id(model_digest)
-    channel = ExchangeKey(kdf.derive(labels.CHANNEL_SECRET, randomness, session, 32))
+    session, suite = params.session_id(model_digest), params.primitives
+    channel = AgreementKey.derive(labels.CHANNEL_SECRET, randomness, session, suite)
     self_secret = kdf.derive(labels.SELF_SECRET, randomness, session, 32)
     recovery = kdf.derive(labels.RECOVERY_SECRET, randomness, session, 32)
     entry = messages.Advertise(
+        suite=suite,
         session=session,
         sender=index,
         signature=b"",
         channel_key=channel.public_bytes,
-        mask_key=mask_key_of(recovery, session).public_bytes,
+        mask_key=mask_key_of(recovery, session, suite).public_bytes,
         commitment=commitment_of(self_secret, session),
         nonce=kdf.derive(labels.NONCE, randomness, session, messages.NONCE_BYTES),
     ).signed(identity, session)
@@ -120,7 +129,8 @@ def share_keys(
 
     Args:
         state: What ``advertise_keys`` returned; used up by success.
-        roster: The server's ``Roster`` message, as received.
+        roster: The server's ``Roster`` (``Neighbourhood`` in a sparse graph)
+            message, as received.
         randomness: At least 32 fresh bytes from a cryptographic source.
 
     Returns:
@@ -129,19 +139,17 @@ def share_keys(
     Raises:
         FaultyServerError: The roster is malformed, of another session, leaves
             this client out, repeats a key, holds an entry that its member did
-            not sign, or lists fewer clients than the threshold (SA-101…105).
+            not sign, or lists too few clients (SA-101…107).
     """
     require_state(state, Advertised)
     require_randomness(randomness)
-    seat = state.seat
+    seat, params = state.seat, state.seat.params
     with blame_server():
-        parsed = messages.Roster.from_bytes(roster)
-        directory = verify_roster(seat.params, seat.session, state.entry, parsed)
+        directory, context = _accepted(params, state.entry, roster)
     # From here on the verified directory joins everything (SA-106).
-    context = bind(seat.session, directory.values())
     dealt = shamir.split(
         (state.self_secret, state.recovery),
-        seat.params.threshold,
+        params.threshold,
         [index + 1 for index in directory],
         Stream(kdf.derive(labels.COEFFICIENTS, randomness, context, 32)),
     )
@@ -149,29 +157,55 @@ def share_keys(
     # Of our own two shares only the one of b is kept: nobody may ever reveal a
     # share of its own R, so it does not exist after this line (SA-503).
     own_share, _ = shares.pop(seat.index)
-    boxes = Channels(seat.index, state.channel, directory, context).seal(
-        shares, randomness
+    offers: dict[int, messages.Offer] = {}
+    offered: dict[int, KemSecret] = {}
+    vault = b""
+    if params.primitives.hybrid:
+        offers, offered = make_offers(seat.index, directory, context)
+        vault = seal_vault(state.recovery, offered, seat.index, context, randomness)
+    channels = Channels(
+        seat.index, state.channel, directory, context, params.primitives
     )
-    message = messages.ShareKeys(seat.session, seat.index, b"", boxes)
+    boxes = channels.seal(shares, offers, randomness)
     following = KeysShared(
         seat,
-        state.channel,
+        channels,
         state.self_secret,
         state.recovery,
         context,
         directory,
         own_share,
+        offered,
     )
-    signed = message.signed(seat.identity, context)
+    signed = messages.ShareKeys(
+        params.primitives,
+        seat.session,
+        seat.index,
+        b"",
+        boxes,
+        tuple(offers.values()),
+        vault,
+    ).signed(seat.identity, context)
     use_up(state)
     return following, signed.to_bytes()
+
+
+def _accepted(
+    params: SessionParams, own: messages.Advertise, roster: bytes
+) -> tuple[Directory, bytes]:
+    """The directory that we accept, and the context that it gives."""
+    if params.degree:
+        near = messages.Neighbourhood.from_bytes(roster, params.primitives)
+        return verify_neighbourhood(params, own, near)
+    everybody = messages.Roster.from_bytes(roster, params.primitives)
+    return verify_roster(params, own, everybody)
 
 
 # -------------------------------------------------------- phase 2: masked input
 
 
 def mask_input(
-    state: KeysShared, delivery: bytes, vector: RingVector
+    state: KeysShared, delivery: bytes, vector: RingVector, *, threads: int = 1
 ) -> tuple[InputMasked, bytes]:
     """Mask ``vector`` with b and with one pairwise mask per opened box.
 
@@ -182,6 +216,7 @@ def mask_input(
         state: What ``share_keys`` returned; used up by success.
         delivery: The server's ``Delivery`` message, as received.
         vector: The encoded input; it is copied, not changed.
+        threads: How many work on the masks at the same time.
 
     Returns:
         The next state and the ``MaskedInput`` message for the server.
@@ -192,31 +227,56 @@ def mask_input(
             strangers, or leaves fewer than the threshold (SA-204, SA-206).
     """
     require_state(state, KeysShared)
-    seat, context = state.seat, state.context
-    if not seat.params.fits(vector):
+    seat, params = state.seat, state.seat.params
+    if not params.fits(vector):
         raise MisuseError("vector does not have the shape of this session (SA-301)")
-    channels = Channels(seat.index, state.channel, state.directory, context)
     with blame_server():
-        parsed = messages.Delivery.from_bytes(delivery)
+        parsed = messages.Delivery.from_bytes(delivery, params.primitives)
         verify_session(seat.session, parsed.session)
-        shares = channels.open(parsed.boxes)
-        # SA-206: with ourselves, at least the threshold.
-        seat.params.require_cohort(len(shares) + 1, "SA-206")
-    own_key = mask_key_of(state.recovery, seat.session)
-    masks = [self_mask(state.self_secret, context)]
-    for peer in shares:
-        public = state.directory[peer].mask_key
-        masks.append(pair_mask(seat.index, own_key, peer, public, context))
+        shares, masks = _opened(state, parsed)
+        # SA-206: with ourselves, at least the threshold; in a complete graph
+        # these are all inputs that our masks cancel in.
+        params.require_threshold(len(shares) + 1, "SA-206")
+        if not params.degree:
+            params.require_cohort(len(shares) + 1, "SA-206")
     masked = vector.copy()
-    add_masks(masked, masks)
-    following = InputMasked(seat, context, shares, state.own_share)
-    cohort = tuple(sorted(following.cohort))
+    add_masks(masked, masks, params.primitives, threads=threads)
+    following = InputMasked(seat, state.context, shares, state.own_share)
     message = messages.MaskedInput(
-        seat.session, seat.index, b"", cohort, masked.to_bytes()
+        params.primitives,
+        seat.session,
+        seat.index,
+        b"",
+        tuple(sorted(following.cohort)),
+        masked.to_bytes(),
     )
-    signed = message.signed(seat.identity, context)
+    signed = message.signed(seat.identity, state.context)
     use_up(state)
     return following, signed.to_bytes()
+
+
+def _opened(
+    state: KeysShared, delivery: messages.Delivery
+) -> tuple[dict[int, SharePair], list[Mask]]:
+    """The shares of those whose boxes and offers are good, and all our masks."""
+    own, suite = state.seat.index, state.seat.params.primitives
+    own_key = mask_key_of(state.recovery, state.seat.session, suite)
+    offers = {offer.peer: offer for offer in delivery.offers}
+    shares: dict[int, SharePair] = {}
+    masks = [self_mask(state.self_secret, state.context)]
+    for peer, pair in state.channels.open(delivery).items():
+        secret = state.offered.get(peer)
+        if suite.hybrid and secret is None:
+            # SA-208: an offer without its secret counts as a box that does not open.
+            try:
+                offer = offers.get(peer)
+                secret = accept_offer(own, own_key, peer, offer, state.context)
+            except MessageError:
+                continue
+        public = state.directory[peer].mask_key
+        masks.append(pair_mask(own, own_key, peer, public, state.context, secret))
+        shares[peer] = pair
+    return shares, masks
 
 
 # --------------------------------------------------- phase 3: confirm survivors
@@ -241,12 +301,18 @@ def confirm_survivors(
             short (SA-401…403).
     """
     require_state(state, InputMasked)
-    seat = state.seat
+    seat, suite = state.seat, state.seat.params.primitives
     with blame_server():
-        parsed = messages.Survivors.from_bytes(survivors)
+        parsed = messages.Survivors.from_bytes(survivors, suite)
         verify_session(seat.session, parsed.session)
-        verify_survivors(seat.params, seat.index, state.cohort, parsed.survivors)
-    message = messages.Confirm(seat.session, seat.index, b"")
+        verify_survivors(
+            seat.params,
+            seat.index,
+            _neighbourhood(seat, state.context),
+            state.cohort,
+            parsed.survivors,
+        )
+    message = messages.Confirm(suite, seat.session, seat.index, b"")
     confirmed = confirmed_context(state.context, parsed.survivors)
     following = SurvivorsConfirmed(
         seat, state.context, state.shares, state.own_share, parsed.survivors
@@ -254,6 +320,10 @@ def confirm_survivors(
     signed = message.signed(seat.identity, confirmed)
     use_up(state)
     return following, signed.to_bytes()
+
+
+def _neighbourhood(seat: Seat, context: bytes) -> frozenset[int]:
+    return seat.params.graph(context).closed(seat.index)
 
 
 # -------------------------------------------------------------- phase 4: unmask
@@ -279,21 +349,23 @@ def unmask(state: SurvivorsConfirmed, confirmations: bytes) -> tuple[Finished, b
     """
     require_state(state, SurvivorsConfirmed)
     seat, survivors = state.seat, state.survivors
+    suite = seat.params.primitives
     confirmed = confirmed_context(state.context, survivors)
+    near = _neighbourhood(seat, state.context).intersection(survivors)
     with blame_server():
-        parsed = messages.Confirmations.from_bytes(confirmations)
+        parsed = messages.Confirmations.from_bytes(confirmations, suite)
         verify_session(seat.session, parsed.session)
         verify_confirmations(
-            seat.params, seat.session, confirmed, survivors, parsed.confirmations
+            seat.params, seat.session, confirmed, near, parsed.confirmations
         )
     chosen = {seat.index: state.own_share}
     for dealer, (self_share, recovery_share) in state.shares.items():
-        chosen[dealer] = self_share if dealer in survivors else recovery_share
+        chosen[dealer] = self_share if dealer in near else recovery_share
     reveals = tuple(
-        messages.Reveal(peer, messages.kind_for(peer, survivors), chosen[peer])
+        messages.Reveal(peer, messages.kind_for(peer, near), chosen[peer])
         for peer in sorted(chosen)
     )
-    message = messages.Unmask(seat.session, seat.index, b"", reveals)
+    message = messages.Unmask(suite, seat.session, seat.index, b"", reveals)
     finished = Finished(tuple(seat.params.name_of(index) for index in survivors))
     signed = message.signed(seat.identity, confirmed)
     use_up(state)

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from protocols.agreement import AgreementKey, KemSecret
 from protocols.errors import MisuseError
-from protocols.keys import ExchangeKey, Secret, SigningKey
+from protocols.keys import Secret, SigningKey
+from protocols.secagg.boxes import Channels
 from protocols.secagg.directory import Directory
 from protocols.secagg.messages import Advertise
 from protocols.secagg.params import SessionParams
@@ -27,6 +29,7 @@ __all__ = [
     "SurvivorsConfirmed",
     "require_randomness",
     "require_state",
+    "require_unused",
     "use_up",
 ]
 
@@ -54,7 +57,7 @@ class ClientState(Secret):
 class Advertised(ClientState):
     """Phase 0 sent: keys are made, and nothing about others is known."""
 
-    channel: ExchangeKey
+    channel: AgreementKey
     self_secret: bytes  # b, gives the self mask
     recovery: bytes  # R, gives the private key of the pairwise masks
     entry: Advertise
@@ -64,12 +67,13 @@ class Advertised(ClientState):
 class KeysShared(ClientState):
     """Phase 1 sent: the directory is verified, both secrets are shared."""
 
-    channel: ExchangeKey
+    channels: Channels
     self_secret: bytes
     recovery: bytes
     context: bytes  # session id and directory digest
-    directory: Directory  # U1
+    directory: Directory  # U1, of our neighbourhood
     own_share: bytes  # of b; a share of our own R is never kept (SA-503)
+    offered: Mapping[int, KemSecret]  # in a hybrid suite, by higher neighbour
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,8 +113,13 @@ def require_state(state: ClientState, expected: type[ClientState]) -> None:
         raise MisuseError(
             f"this step takes {expected.__name__}, not {type(state).__name__} (SA-006)"
         )
+    require_unused(state)
+
+
+def require_unused(state: ClientState) -> None:
+    """SA-006: a state leads on once."""
     if not vars(state):
-        raise MisuseError(f"this {expected.__name__} has been used (SA-006)")
+        raise MisuseError(f"this {type(state).__name__} has been used (SA-006)")
 
 
 def use_up(state: ClientState) -> None:

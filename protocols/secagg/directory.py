@@ -7,23 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from protocols import kdf, labels
+from protocols import kdf, labels, merkle, wire
+from protocols.agreement import components, verify_public_key
 from protocols.errors import MessageError, RuleBrokenError
-from protocols.keys import verify_exchange_key
-from protocols.secagg.messages import Advertise, Roster
+from protocols.secagg.messages import Advertise, Neighbourhood, Roster
 from protocols.secagg.params import SessionParams
 
 __all__ = [
     "Directory",
     "bind",
+    "directory_root",
     "verify_entry",
+    "verify_neighbourhood",
     "verify_roster",
     "verify_session",
     "with_entry",
 ]
 
 Directory = Mapping[int, Advertise]
-"""Verified advertisements by index in the roster; iterated in that order."""
+"""Verified advertisements by index in the roster; iterated in that order.
+
+The server has everybody's (U1), a client those of its neighbours and itself.
+"""
 
 
 def verify_session(expected: bytes, received: bytes) -> None:
@@ -43,55 +48,100 @@ def verify_entry(params: SessionParams, session: bytes, entry: Advertise) -> Non
     entry.verify(params.roster[entry.sender].identity, session)
     # SA-101: both keys are canonical and of full order.
     try:
-        verify_exchange_key(entry.channel_key)
-        verify_exchange_key(entry.mask_key)
+        verify_public_key(entry.channel_key, params.primitives)
+        verify_public_key(entry.mask_key, params.primitives)
     except MessageError as error:
         raise RuleBrokenError("SA-101", str(error)) from error
 
 
 def with_entry(directory: Directory, entry: Advertise) -> Directory:
-    """The directory with one more entry, in roster order (SA-102).
+    """The directory with one more entry, in roster order (SA-102)."""
+    together = [*directory.values(), entry]
+    _verify_distinct(together)
+    return {one.sender: one for one in sorted(together, key=lambda one: one.sender)}
 
-    All channel and mask keys of a session are distinct, so no party can take
-    over another one's mask by repeating its key.
+
+def _verify_distinct(entries: Iterable[Advertise]) -> None:
+    """SA-102: all channel and mask keys of a session are distinct.
+
+    So no party can take over another one's mask by repeating its key.
     """
-    known = {
-        key
-        for other in directory.values()
-        for key in (other.channel_key, other.mask_key)
-    }
-    if entry.channel_key == entry.mask_key or known & {
-        entry.channel_key,
-        entry.mask_key,
-    }:
-        raise RuleBrokenError("SA-102", "advertised key is not distinct")
-    return dict(sorted({**directory, entry.sender: entry}.items()))
+    seen: set[bytes] = set()
+    for entry in entries:
+        for key in (*components(entry.channel_key), *components(entry.mask_key)):
+            if key in seen:
+                raise RuleBrokenError("SA-102", "advertised key is not distinct")
+            seen.add(key)
 
 
 def verify_roster(
-    params: SessionParams, session: bytes, own: Advertise, roster: Roster
+    params: SessionParams, own: Advertise, roster: Roster
+) -> tuple[Directory, bytes]:
+    """The directory and context that one client of a complete graph accepts."""
+    # SA-011, SA-101, SA-102, SA-103, SA-104.
+    directory = _verified(params, own, roster.session, roster.entries)
+    # SA-105: enough clients, by our own bound.
+    params.require_cohort(len(directory), "SA-105")
+    return directory, bind(own.session, len(directory), directory_root(directory))
+
+
+def verify_neighbourhood(
+    params: SessionParams, own: Advertise, neighbourhood: Neighbourhood
+) -> tuple[Directory, bytes]:
+    """The directory and context that one client of a sparse graph accepts."""
+    # SA-105: enough clients in the whole directory.
+    params.require_cohort(neighbourhood.size, "SA-105")
+    if neighbourhood.size > len(params.roster):
+        raise RuleBrokenError("SA-105", "directory is larger than the roster")
+    # SA-011, SA-101, SA-102, SA-103, SA-104.
+    entries = [listing.entry for listing in neighbourhood.listings]
+    directory = _verified(params, own, neighbourhood.session, entries)
+    # SA-107: each entry stands in the directory whose root makes the graph, and
+    # is that of a neighbour in this graph.
+    for listing in neighbourhood.listings:
+        try:
+            merkle.verify_inclusion(
+                listing.entry.to_bytes(),
+                listing.position,
+                neighbourhood.size,
+                listing.proof,
+                neighbourhood.root,
+            )
+        except MessageError as error:
+            raise RuleBrokenError("SA-107", str(error)) from error
+    context = bind(own.session, neighbourhood.size, neighbourhood.root)
+    if not directory.keys() <= params.graph(context).closed(own.sender):
+        raise RuleBrokenError("SA-107", "entry of a client that is no neighbour")
+    params.require_threshold(len(directory), "SA-107")
+    return directory, context
+
+
+def _verified(
+    params: SessionParams, own: Advertise, session: bytes, entries: Iterable[Advertise]
 ) -> Directory:
-    """The directory that one client accepts from the server."""
     # SA-011: of this session.
-    verify_session(session, roster.session)
-    # SA-101, SA-102, SA-103: members only, signed, usable and distinct keys.
-    directory: Directory = {}
-    for entry in roster.entries:
-        verify_entry(params, session, entry)
-        directory = with_entry(directory, entry)
+    verify_session(own.session, session)
+    # SA-101, SA-103: members only, signed, usable keys.
+    directory = {}
+    for entry in entries:
+        verify_entry(params, own.session, entry)
+        directory[entry.sender] = entry
+    _verify_distinct(directory.values())
     # SA-104: our own entry, exactly as we sent it.
     if directory.get(own.sender) != own:
         raise RuleBrokenError("SA-104", "our own keys are missing or altered")
-    # SA-105: enough clients, by our own threshold.
-    params.require_cohort(len(directory), "SA-105")
     return directory
 
 
-def bind(session: bytes, entries: Iterable[Advertise]) -> bytes:
+def directory_root(directory: Directory) -> bytes:
+    """Merkle root over all entries, in roster order (RFC 9162, section 2.1)."""
+    return merkle.root([entry.to_bytes() for entry in directory.values()])
+
+
+def bind(session: bytes, size: int, root: bytes) -> bytes:
     """The context of all later phases: session id and directory digest (SA-106).
 
     It salts every derivation and joins every box header and signature from
     phase 1 on, so clients with different directories share nothing.
     """
-    parts = [entry.to_bytes() for entry in entries]
-    return session + kdf.digest(labels.DIRECTORY, session, *parts)
+    return session + kdf.digest(labels.DIRECTORY, session, wire.u16(size), root)

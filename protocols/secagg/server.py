@@ -13,31 +13,30 @@ that client. ``close_…`` raises ``TooFewSurvivorsError`` below the threshold.
 from __future__ import annotations
 
 from dataclasses import replace
-from hmac import compare_digest
 
-from protocols.errors import (
-    MessageError,
-    RuleBrokenError,
-    blame_client,
-)
+from protocols.errors import MessageError, RuleBrokenError, blame_client
 from protocols.ring import RingVector
 from protocols.secagg import messages
 from protocols.secagg.confirmations import confirmed_context
-from protocols.secagg.directory import bind, verify_entry, with_entry
-from protocols.secagg.masks import (
-    Mask,
-    add_masks,
-    commitment_of,
-    mask_key_of,
-    pair_mask,
-    self_mask,
+from protocols.secagg.directory import (
+    bind,
+    directory_root,
+    verify_entry,
+    with_entry,
+)
+from protocols.secagg.masks import add_masks
+from protocols.secagg.outgoing import (
+    deliveries,
+    encapsulations_of,
+    published,
+    relayed_confirmations,
 )
 from protocols.secagg.params import SessionParams
 from protocols.secagg.server_checks import (
     closed,
     is_repeated,
+    neighbours,
     noted,
-    require_enough,
     to_each,
     verify_sender,
     verify_signed,
@@ -54,7 +53,7 @@ from protocols.secagg.server_states import (
     Suspicion,
     require_state,
 )
-from protocols.secagg.unmasking import reconstruct
+from protocols.secagg.unmasking import leftover_masks, rebuild_secrets
 
 __all__ = [
     "CollectingConfirmations",
@@ -89,7 +88,7 @@ def open_session(params: SessionParams, model_digest: bytes) -> CollectingKeys:
 def receive_keys(state: CollectingKeys, client: str, message: bytes) -> CollectingKeys:
     """Take one client's ``Advertise`` (SA-101, SA-102)."""
     require_state(state, CollectingKeys)
-    entry = messages.Advertise.from_bytes(message)
+    entry = messages.Advertise.from_bytes(message, state.params.primitives)
     with blame_client(client):
         verify_sender(state, client, entry)
         verify_entry(state.params, state.session, entry)
@@ -103,12 +102,12 @@ def close_keys(state: CollectingKeys) -> tuple[CollectingShares, dict[str, bytes
     require_state(state, CollectingKeys)
     everybody = range(len(state.params.roster))
     dropouts = closed(state, everybody, state.received, "advertise-keys")
-    roster = messages.Roster(state.session, tuple(state.received.values())).to_bytes()
-    context = bind(state.session, state.received.values())
+    root = directory_root(state.received)
+    context = bind(state.session, len(state.received), root)
     following = CollectingShares(
         state.params, state.session, dropouts, state.received, context
     )
-    return following, to_each(state.params, state.received, roster)
+    return following, published(following, root)
 
 
 # ---------------------------------------------------------- phase 1: share keys
@@ -119,14 +118,18 @@ def receive_shares(
 ) -> CollectingShares:
     """Take one client's ``ShareKeys``: a box for each other member of U1 (SA-203)."""
     require_state(state, CollectingShares)
-    shares = messages.ShareKeys.from_bytes(message)
+    shares = messages.ShareKeys.from_bytes(message, state.params.primitives)
     with blame_client(client):
         verify_signed(state, client, shares, state.directory, state.context)
         if is_repeated(state.received, shares):
             return state
-        recipients = {box.peer for box in shares.boxes}
-        if recipients != state.directory.keys() - {shares.sender}:
-            raise RuleBrokenError("SA-203", "boxes are not for exactly the others")
+        near = neighbours(state, shares.sender)
+        if {box.peer for box in shares.boxes} != near:
+            raise RuleBrokenError("SA-203", "boxes are not for exactly the neighbours")
+        higher = {peer for peer in near if peer > shares.sender}
+        expected = higher if state.params.primitives.hybrid else set()
+        if {offer.peer for offer in shares.offers} != expected:
+            raise RuleBrokenError("SA-207", "offers are not for exactly the higher")
     return replace(state, received={**state.received, shares.sender: shares})
 
 
@@ -134,27 +137,17 @@ def close_shares(state: CollectingShares) -> tuple[CollectingInputs, dict[str, b
     """End phase 1: each sender (U2) gets the boxes addressed to it."""
     require_state(state, CollectingShares)
     dropouts = closed(state, state.directory, state.received, "share-keys")
-    boxes: dict[int, list[messages.Box]] = {index: [] for index in state.received}
-    for sender in sorted(state.received):
-        for box in state.received[sender].boxes:
-            if box.peer in boxes:
-                boxes[box.peer].append(messages.Box(sender, box.sealed))
-    deliveries = {
-        state.params.name_of(index): messages.Delivery(
-            state.session, tuple(addressed)
-        ).to_bytes()
-        for index, addressed in boxes.items()
-    }
     following = CollectingInputs(
         state.params,
         state.session,
         dropouts,
         state.directory,
         state.context,
+        encapsulations_of(state.received),
         frozenset(state.received),
         RunningSum(state.params.zeros()),
     )
-    return following, deliveries
+    return following, deliveries(state)
 
 
 # -------------------------------------------------------- phase 2: masked input
@@ -171,7 +164,7 @@ def receive_input(
     (SA-304). Denial of service by a member is not prevented, only named.
     """
     require_state(state, CollectingInputs)
-    masked = messages.MaskedInput.from_bytes(message)
+    masked = messages.MaskedInput.from_bytes(message, state.params.primitives)
     with blame_client(client):
         verify_signed(state, client, masked, state.senders, state.context)
         known = state.received.get(masked.sender)
@@ -184,8 +177,8 @@ def receive_input(
     cohort = frozenset(masked.cohort)
     rivals = [
         other
-        for other, record in state.received.items()
-        if other not in cohort or masked.sender not in record.cohort
+        for other in neighbours(state, masked.sender) & state.received.keys()
+        if other not in cohort or masked.sender not in state.received[other].cohort
     ]
     if rivals:
         suspicions = noted(
@@ -200,11 +193,12 @@ def receive_input(
 def _verified_input(
     state: CollectingInputs, masked: messages.MaskedInput
 ) -> RingVector:
-    # SA-303: the cohort holds the client, only clients of U2, and enough of them.
-    cohort = set(masked.cohort)
-    if masked.sender not in cohort or not cohort <= state.senders:
+    # SA-303: the cohort holds the client, only neighbours in U2, and enough of them.
+    cohort, own = set(masked.cohort), {masked.sender}
+    possible = (neighbours(state, masked.sender) & state.senders) | own
+    if not own <= cohort or not cohort <= possible:
         raise RuleBrokenError("SA-303", "masked with a wrong cohort")
-    state.params.require_cohort(len(cohort), "SA-303")
+    state.params.require_threshold(len(cohort), "SA-303")
     # SA-301: the vector has the session's shape.
     params = state.params
     try:
@@ -228,11 +222,13 @@ def close_inputs(
         dropouts,
         state.directory,
         state.context,
+        state.encapsulations,
         state.running.total.copy(),
         {index: state.received[index].cohort for index in survivors},
         state.suspicions,
     )
-    listed = messages.Survivors(state.session, survivors).to_bytes()
+    suite = state.params.primitives
+    listed = messages.Survivors(suite, state.session, survivors).to_bytes()
     return following, to_each(state.params, survivors, listed)
 
 
@@ -244,7 +240,7 @@ def receive_confirmation(
 ) -> CollectingConfirmations:
     """Take one survivor's ``Confirm`` over the list it was sent (SA-404)."""
     require_state(state, CollectingConfirmations)
-    confirm = messages.Confirm.from_bytes(message)
+    confirm = messages.Confirm.from_bytes(message, state.params.primitives)
     confirmed = confirmed_context(state.context, sorted(state.cohorts))
     with blame_client(client):
         verify_signed(state, client, confirm, state.cohorts, confirmed)
@@ -259,24 +255,19 @@ def close_confirmations(
     """End phase 3: everybody who confirmed (U4) gets all confirmations."""
     require_state(state, CollectingConfirmations)
     dropouts = closed(state, state.cohorts, state.received, "confirm-survivors")
-    signers = sorted(state.received)
-    collected = tuple(
-        messages.Confirmation(index, state.received[index].signature)
-        for index in signers
-    )
     following = CollectingReveals(
         state.params,
         state.session,
         dropouts,
         state.directory,
         state.context,
+        state.encapsulations,
         state.masked,
         state.cohorts,
         state.suspicions,
-        frozenset(signers),
+        frozenset(state.received),
     )
-    relayed = messages.Confirmations(state.session, collected).to_bytes()
-    return following, to_each(state.params, signers, relayed)
+    return following, relayed_confirmations(state)
 
 
 # -------------------------------------------------------------- phase 4: unmask
@@ -287,7 +278,7 @@ def receive_reveal(
 ) -> CollectingReveals:
     """Take one client's ``Unmask``: the one right share per peer (SA-504)."""
     require_state(state, CollectingReveals)
-    unmask = messages.Unmask.from_bytes(message)
+    unmask = messages.Unmask.from_bytes(message, state.params.primitives)
     confirmed = confirmed_context(state.context, sorted(state.cohorts))
     with blame_client(client):
         verify_signed(state, client, unmask, state.confirmers, confirmed)
@@ -302,64 +293,28 @@ def receive_reveal(
     return replace(state, received={**state.received, unmask.sender: unmask})
 
 
-def close_reveals(state: CollectingReveals) -> SumResult:
+def close_reveals(state: CollectingReveals, *, threads: int = 1) -> SumResult:
     """End the session: rebuild the masks that are left and take them off.
+
+    Args:
+        state: After the last reveal.
+        threads: How many work on the masks at the same time.
 
     Raises:
         TooFewSurvivorsError: Fewer shares than the threshold.
-        FaultyClientError: A dealer's shares agree on a wrong secret (SA-506).
+        FaultyClientError: A dealer's shares agree on a wrong secret (SA-506), or
+            a vault or an offer is not what its owner signed (SA-509).
         FaultySharesError: Shares of one dealer do not give its secret (SA-506).
     """
     require_state(state, CollectingReveals)
     dropouts = closed(state, state.confirmers, state.received, "unmask")
-    # 1. Who must be rebuilt: b of each survivor, R of each dropout masked with.
-    survivors = sorted(state.cohorts)
-    masked_with = frozenset[int]().union(*state.cohorts.values())
-    # 2. Rebuild, check against what was published, and note bad shares.
-    suspicions = state.suspicions
-    masks: list[Mask] = []
-    for dealer in sorted(masked_with):
-        secret, groups = _rebuilt(state, dealer)
-        suspicions = noted(replace(state, suspicions=suspicions), "SA-506", groups)
-        masks.extend(_leftover_masks(state, dealer, secret))
-    # 3. Take the masks off a copy, so that a failed close changes nothing.
+    # 1. Rebuild b of each survivor and R of each dropout masked with; check them
+    # against what was published, and note bad shares.
+    rebuilt = rebuild_secrets(state)
+    # 2. Take the masks off a copy, so that a failed close changes nothing.
     total = state.masked.copy()
-    add_masks(total, masks)
-    names = tuple(state.params.name_of(index) for index in survivors)
-    return SumResult(total, names, dropouts, suspicions)
-
-
-def _rebuilt(
-    state: CollectingReveals, dealer: int
-) -> tuple[bytes, tuple[tuple[int, ...], ...]]:
-    """SA-505: a secret counts only if it matches what its dealer published."""
-    shares = {
-        holder: one.share
-        for holder, unmask in state.received.items()
-        for one in unmask.reveals
-        if one.peer == dealer
-    }
-    require_enough(len(shares), state.params, "unmask")
-    entry = state.directory[dealer]
-
-    def is_right(secret: bytes) -> bool:
-        if dealer in state.cohorts:
-            found = commitment_of(secret, state.session)
-            return compare_digest(found, entry.commitment)
-        found = mask_key_of(secret, state.session).public_bytes
-        return compare_digest(found, entry.mask_key)
-
-    return reconstruct(state.params, dealer, shares, is_right)
-
-
-def _leftover_masks(state: CollectingReveals, dealer: int, secret: bytes) -> list[Mask]:
-    """What to add to the sum to remove the masks that one secret gives."""
-    if dealer in state.cohorts:
-        return [self_mask(secret, state.context).inverse()]
-    # What the dropout would have added is what cancels each survivor's side.
-    key = mask_key_of(secret, state.session)
-    return [
-        pair_mask(dealer, key, peer, state.directory[peer].mask_key, state.context)
-        for peer, cohort in state.cohorts.items()
-        if dealer in cohort
-    ]
+    masks = leftover_masks(state, rebuilt.secrets)
+    add_masks(total, masks, state.params.primitives, threads=threads)
+    survivors = tuple(state.params.name_of(index) for index in sorted(state.cohorts))
+    suspicions = noted(state, "SA-506", rebuilt.suspects)
+    return SumResult(total, survivors, dropouts, suspicions)

@@ -11,6 +11,7 @@ from protocols.secagg.params import Phase, SessionParams
 from protocols.secagg.server_states import (
     CollectingInputs,
     CollectingReveals,
+    CollectingShares,
     ServerState,
     Suspicion,
 )
@@ -18,8 +19,8 @@ from protocols.secagg.server_states import (
 __all__ = [
     "closed",
     "is_repeated",
+    "neighbours",
     "noted",
-    "require_enough",
     "to_each",
     "verify_sender",
     "verify_signed",
@@ -69,16 +70,25 @@ def closed(
     received: Collection[int],
     phase: Phase,
 ) -> dict[str, Phase]:
-    """The dropouts up to and including this phase, if enough clients are left."""
-    require_enough(len(received), state.params, phase)
+    """The dropouts up to and including this phase, if enough clients are left.
+
+    SA-016: until the sum is fixed every cohort holds enough inputs; afterwards
+    the threshold of confirmations and shares is enough.
+    """
+    late = phase in {"confirm-survivors", "unmask"}
+    need = state.params.threshold if late else state.params.min_cohort
+    if len(received) < need:
+        raise TooFewSurvivorsError(len(received), need, phase)
     missing = sorted(set(expected) - set(received))
     return {**state.dropouts, **{state.params.name_of(i): phase for i in missing}}
 
 
-def require_enough(have: int, params: SessionParams, phase: Phase) -> None:
-    """SA-016: the threshold, which is at least three and |C| + 2 (SA-002)."""
-    if have < params.threshold:
-        raise TooFewSurvivorsError(have, params.threshold, phase)
+def neighbours(
+    state: CollectingShares | CollectingInputs, index: int
+) -> frozenset[int]:
+    """Who shares with one client: its neighbours in the directory (U1)."""
+    graph = state.params.graph(state.context)
+    return graph.neighbours(index) & state.directory.keys()
 
 
 def noted(

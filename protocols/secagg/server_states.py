@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from protocols.errors import MisuseError
 from protocols.ring import RingVector
 from protocols.secagg.directory import Directory
-from protocols.secagg.messages import Advertise, Confirm, ShareKeys, Unmask
+from protocols.secagg.messages import (
+    Advertise,
+    Confirm,
+    Offer,
+    ShareKeys,
+    Unmask,
+)
 from protocols.secagg.params import Phase, SessionParams
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "CollectingKeys",
     "CollectingReveals",
     "CollectingShares",
+    "Encapsulations",
     "InputRecord",
     "RunningSum",
     "ServerState",
@@ -67,6 +74,14 @@ class RunningSum:
 
 
 @dataclass(frozen=True)
+class Encapsulations:
+    """What one client offered in a hybrid suite, and its vault."""
+
+    offers: Mapping[int, Offer]  # by the higher neighbour
+    vault: bytes
+
+
+@dataclass(frozen=True)
 class InputRecord:
     """What is kept of a masked input besides its place in the sum."""
 
@@ -105,6 +120,7 @@ class CollectingInputs(ServerState):
 
     directory: Directory
     context: bytes
+    encapsulations: Mapping[int, Encapsulations]  # empty unless hybrid
     senders: frozenset[int]  # U2: whose boxes were delivered
     running: RunningSum
     received: Mapping[int, InputRecord] = field(default_factory=dict)
@@ -117,6 +133,7 @@ class CollectingConfirmations(ServerState):
 
     directory: Directory
     context: bytes
+    encapsulations: Mapping[int, Encapsulations]
     masked: RingVector  # the sum, still masked
     cohorts: Mapping[int, frozenset[int]]  # by survivor (U3): whom it masked with
     suspicions: tuple[Suspicion, ...]
@@ -129,6 +146,7 @@ class CollectingReveals(ServerState):
 
     directory: Directory
     context: bytes
+    encapsulations: Mapping[int, Encapsulations]
     masked: RingVector
     cohorts: Mapping[int, frozenset[int]]
     suspicions: tuple[Suspicion, ...]

@@ -1,101 +1,145 @@
-"""From revealed shares back to secrets, with checks that name bad shares."""
+"""From revealed shares to the masks that are left in the sum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import combinations, islice
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hmac import compare_digest
 
-from protocols import shamir
-from protocols.errors import FaultyClientError, FaultySharesError, MessageError
-from protocols.secagg.params import SessionParams
+from protocols.agreement import AgreementKey, KemSecret
+from protocols.errors import (
+    MessageError,
+    RuleBrokenError,
+    TooFewSurvivorsError,
+    blame_client,
+)
+from protocols.keys import Secret
+from protocols.secagg.hybrid import accept_offer, open_vault
+from protocols.secagg.masks import (
+    Mask,
+    commitment_of,
+    mask_key_of,
+    pair_mask,
+    self_mask,
+)
+from protocols.secagg.reconstruction import reconstruct
+from protocols.secagg.server_states import CollectingReveals
 
-__all__ = ["reconstruct"]
-
-# Subsets tried before a dealer and its holders are named together; each costs
-# about a millisecond at a threshold of 67.
-_MAX_SUBSETS = 500
+__all__ = ["Rebuilt", "leftover_masks", "rebuild_secrets"]
 
 
-def reconstruct(
-    params: SessionParams,
-    dealer: int,
-    shares: Mapping[int, bytes],
-    is_right: Callable[[bytes], bool],
-) -> tuple[bytes, tuple[tuple[int, ...], ...]]:
-    """One dealer's secret, and groups in which at least one client deviated.
+@dataclass(frozen=True, eq=False, repr=False)
+class Rebuilt(Secret):
+    """One secret per client, and groups in which at least one client deviated."""
 
-    A holder is named (with the dealer) only if that is certain. Two bad holders
-    can choose errors that cancel at zero: their subset then gives the right
-    secret on a wrong polynomial, off which the *honest* holders lie. If a shares
-    agree, at least a - |C| of them and the checked secret itself are points of
-    what the dealer dealt; t points determine it, so a >= t + |C| - 1 is needed.
-    Otherwise the dealer and all holders form one group.
+    secrets: Mapping[int, bytes]  # b of each survivor, R of each dropout
+    suspects: tuple[tuple[int, ...], ...]
 
-    Args:
-        params: For the threshold and the names.
-        dealer: Whose secret it is.
-        shares: By holder; at least ``params.threshold``.
-        is_right: Compares a candidate with what the dealer published (SA-505).
+
+def rebuild_secrets(state: CollectingReveals) -> Rebuilt:
+    """Rebuild b of each survivor, and R of each dropout that somebody masked with.
 
     Raises:
-        FaultyClientError: All shares agree, more than the colluders' worth of
-            them, on a secret that is not the published one: the dealer's doing.
-        FaultySharesError: No subset that was tried gives the secret (SA-506).
+        TooFewSurvivorsError: Fewer shares of one client than the threshold.
+        FaultyClientError, FaultySharesError: See ``reconstruct``.
     """
-    for number, subset in enumerate(_subsets(sorted(shares), params.threshold)):
-        secret = _candidate(subset, shares)
-        if secret is not None and is_right(secret):
-            # A good first subset needs no search; others' shares are not judged.
-            return secret, _suspects(params, dealer, subset, shares) if number else ()
-    first = tuple(sorted(shares))[: params.threshold]
-    agree = not _misfits(first, shares)
-    if agree and len(shares) - params.max_colluders >= params.threshold:
-        raise FaultyClientError(
-            params.name_of(dealer), "dealt shares of another secret", "SA-506"
+    # Every client's own masks must go, and those of dropouts that others added.
+    shares: dict[int, dict[int, bytes]] = {
+        dealer: {} for cohort in state.cohorts.values() for dealer in cohort
+    }
+    for holder, unmask in state.received.items():
+        for one in unmask.reveals:
+            shares[one.peer][holder] = one.share
+    secrets: dict[int, bytes] = {}
+    suspects: list[tuple[int, ...]] = []
+    for dealer in sorted(shares):
+        secrets[dealer], groups = _rebuilt(state, dealer, shares[dealer])
+        suspects.extend(groups)
+    return Rebuilt(secrets, tuple(suspects))
+
+
+def _rebuilt(
+    state: CollectingReveals, dealer: int, shares: Mapping[int, bytes]
+) -> tuple[bytes, tuple[tuple[int, ...], ...]]:
+    """SA-505: a secret counts only if it matches what its dealer published."""
+    params, entry = state.params, state.directory[dealer]
+    if len(shares) < params.threshold:
+        raise TooFewSurvivorsError(len(shares), params.threshold, "unmask")
+
+    def is_right(secret: bytes) -> bool:
+        if dealer in state.cohorts:
+            found = commitment_of(secret, state.session)
+            return compare_digest(found, entry.commitment)
+        key = mask_key_of(secret, state.session, params.primitives)
+        return compare_digest(key.public_bytes, entry.mask_key)
+
+    return reconstruct(params, dealer, shares, is_right)
+
+
+def leftover_masks(
+    state: CollectingReveals, secrets: Mapping[int, bytes]
+) -> list[Mask]:
+    """What to add to the masked sum to remove every mask that did not cancel.
+
+    Raises:
+        FaultyClientError: A vault or an offer is not what its owner signed (SA-509).
+    """
+    masks: list[Mask] = []
+    for dealer, secret in secrets.items():
+        if dealer in state.cohorts:
+            masks.append(self_mask(secret, state.context).inverse())
+        else:
+            masks.extend(_masks_of_dropout(state, dealer, secret))
+    return masks
+
+
+def _masks_of_dropout(
+    state: CollectingReveals, dealer: int, recovery: bytes
+) -> list[Mask]:
+    """What the dropout would have added is what cancels each survivor's side."""
+    key = mask_key_of(recovery, state.session, state.params.primitives)
+    peers = [peer for peer, cohort in state.cohorts.items() if dealer in cohort]
+    shared = _shared_by_kem(state, dealer, recovery, key, peers)
+    return [
+        pair_mask(
+            dealer,
+            key,
+            peer,
+            state.directory[peer].mask_key,
+            state.context,
+            shared.get(peer),
         )
-    raise FaultySharesError(
-        params.name_of(dealer), [params.name_of(holder) for holder in sorted(shares)]
-    )
+        for peer in peers
+    ]
 
 
-def _suspects(
-    params: SessionParams,
+def _shared_by_kem(
+    state: CollectingReveals,
     dealer: int,
-    subset: tuple[int, ...],
-    shares: Mapping[int, bytes],
-) -> tuple[tuple[int, ...], ...]:
-    misfits = _misfits(subset, shares)
-    agreeing = len(shares) - len(misfits)
-    if agreeing >= params.threshold + params.max_colluders - 1:
-        return tuple((dealer, holder) for holder in misfits)
-    return ((dealer, *(holder for holder in sorted(shares) if holder != dealer)),)
+    recovery: bytes,
+    key: AgreementKey,
+    peers: list[int],
+) -> dict[int, KemSecret]:
+    """In a hybrid suite: what the dropout offered, and what was offered to it."""
+    if not state.params.primitives.hybrid:
+        return {}
+    name_of, context = state.params.name_of, state.context
+    own = state.encapsulations[dealer]
+    # SA-509: both the vault and the offers are as their owners signed them.
+    with blame_client(name_of(dealer)), _dishonest():
+        shared = open_vault(recovery, dealer, own.offers, own.vault, context)
+    for peer in peers:
+        if peer < dealer:
+            offer = state.encapsulations[peer].offers[dealer]
+            with blame_client(name_of(peer)), _dishonest():
+                shared[peer] = accept_offer(dealer, key, peer, offer, context)
+    return shared
 
 
-def _subsets(holders: list[int], size: int) -> Iterator[tuple[int, ...]]:
-    """Windows first: some window leaves out any single holder; then any subset."""
-    doubled = holders + holders
-    for start in range(len(holders) if len(holders) > size else 1):
-        yield tuple(sorted(doubled[start : start + size]))
-    if len(holders) > size:
-        yield from islice(combinations(holders, size), _MAX_SUBSETS)
-
-
-def _points(subset: tuple[int, ...]) -> list[int]:
-    return [holder + 1 for holder in subset]
-
-
-def _candidate(subset: tuple[int, ...], shares: Mapping[int, bytes]) -> bytes | None:
+@contextmanager
+def _dishonest() -> Iterator[None]:
     try:
-        return shamir.reconstruct(_points(subset), [shares[one] for one in subset])
-    except MessageError:
-        return None
-
-
-def _misfits(subset: tuple[int, ...], shares: Mapping[int, bytes]) -> tuple[int, ...]:
-    """Holders off the polynomial through the shares of ``subset``."""
-    values = [shares[one] for one in subset]
-    return tuple(
-        holder
-        for holder in sorted(shares)
-        if shamir.interpolate(_points(subset), values, holder + 1) != shares[holder]
-    )
+        yield
+    except MessageError as error:
+        raise RuleBrokenError("SA-509", str(error)) from error

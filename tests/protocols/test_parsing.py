@@ -11,7 +11,7 @@ from protocols.errors import FaultyServerError, MessageError, MisuseError
 from protocols.keys import SigningKey, verify_signature
 from protocols.ring import RingVector
 from protocols.secagg import client, messages, server
-from tests.session import MODEL, healthy, identity_of, make_params, randomness
+from tests.session import MODEL, SUITE, healthy, identity_of, make_params, randomness
 
 TYPES = [
     messages.Advertise,
@@ -45,13 +45,13 @@ REAL = real_messages()
 @pytest.mark.parametrize("kind", TYPES)
 def test_round_trip_of_real_messages(kind):
     data = REAL[kind.tag]
-    parsed = kind.from_bytes(data)
+    parsed = kind.from_bytes(data, SUITE)
     assert parsed.to_bytes() == data
-    assert kind.from_bytes(parsed.to_bytes()) == parsed
+    assert kind.from_bytes(parsed.to_bytes(), SUITE) == parsed
     for other in TYPES:
         if other is not kind:
             with pytest.raises(MessageError):
-                other.from_bytes(data)
+                other.from_bytes(data, SUITE)
 
 
 @settings(deadline=None, max_examples=150)
@@ -62,7 +62,7 @@ def test_any_bytes_parse_canonically_or_not_at_all(kind, tail, with_header, coun
     header = bytes((kind.tag, 1, 1)) + bytes(32)
     data = header + wire.u16(count) + tail if with_header else tail
     try:
-        parsed = kind.from_bytes(data)
+        parsed = kind.from_bytes(data, SUITE)
     except MessageError:
         return
     assert parsed.to_bytes() == data
@@ -76,7 +76,7 @@ def test_mutated_messages_parse_canonically_or_not_at_all(kind, data):
     end = data.draw(st.integers(start, min(len(original), start + 4)))
     changed = original[:start] + data.draw(st.binary(max_size=4)) + original[end:]
     try:
-        parsed = kind.from_bytes(changed)
+        parsed = kind.from_bytes(changed, SUITE)
     except MessageError:
         return
     assert parsed.to_bytes() == changed
@@ -85,14 +85,14 @@ def test_mutated_messages_parse_canonically_or_not_at_all(kind, data):
 @pytest.mark.parametrize("garbage", ["text", None, bytearray(b"\1\1\1"), 7])
 def test_what_is_not_bytes_is_no_message(garbage):
     with pytest.raises(MessageError):
-        messages.Confirm.from_bytes(garbage)
+        messages.Confirm.from_bytes(garbage, SUITE)
 
 
 def test_sets_have_one_order():
     for indices in [(1, 0), (1, 1)]:
-        data = messages.Survivors(bytes(32), indices).to_bytes()
+        data = messages.Survivors(SUITE, bytes(32), indices).to_bytes()
         with pytest.raises(MessageError):
-            messages.Survivors.from_bytes(data)
+            messages.Survivors.from_bytes(data, SUITE)
 
 
 @pytest.mark.parametrize("bits", [16, 32])
@@ -221,13 +221,15 @@ def test_a_vector_of_another_shape_is_refused_and_nothing_is_spent():
     "changes",
     [
         {"threshold": 2},
+        {"max_dropouts": 1},
+        {"degree": 2},
         {"threshold": 5},
         {"max_colluders": 3},
         # 2 t = n + |C|: the server could collect t shares of both secrets.
         {"roster": make_params(7).roster, "threshold": 4},
         {"roster": make_params(8).roster, "threshold": 5, "max_colluders": 2},
         {"max_colluders": -1},
-        {"suite": 2},
+        {"suite": 4},
         {"mode": "trusting"},
         {"ring_bits": 31},
         {"round": -1},

@@ -11,24 +11,24 @@ from hypothesis import strategies as st
 
 from protocols.errors import TooFewSurvivorsError
 from protocols.secagg.params import PHASES, min_threshold
+from protocols.suites import SUITES
 from tests.session import assert_sum, healthy, make_inputs, make_params
 
 
 @st.composite
 def scenarios(draw):
     """A session in which everybody may leave before any phase."""
-    num_clients = draw(st.integers(3, 8))
-    colluders = draw(st.integers(0, min(2, num_clients - 2)))
+    num_clients = draw(st.integers(3, 12))
+    colluders = draw(st.integers(0, min(3, num_clients - 2)))
     least = min_threshold(num_clients, colluders)
-    if least > num_clients:
-        colluders, least = 0, min_threshold(num_clients, 0)
     params = make_params(
         num_clients,
         threshold=draw(st.integers(least, num_clients)),
         max_colluders=colluders,
         body_length=draw(st.sampled_from([0, 1, 5, 40])),
-        lane_length=draw(st.integers(0, 3)),
-        ring_bits=draw(st.sampled_from([16, 32])),
+        lane_length=draw(st.integers(0, 9)),
+        ring_bits=draw(st.sampled_from([16, 32, 64])),
+        suite=draw(st.sampled_from(sorted(SUITES))),
     )
     names = [member.name for member in params.roster]
     leavers = draw(st.lists(st.sampled_from(names), unique=True, max_size=num_clients))
@@ -37,23 +37,45 @@ def scenarios(draw):
     return healthy(params=params, inputs=inputs, leaves=leaves)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def first_shortage(session):
+    """The phase in which too few are left, how many, and how many are needed."""
+    for number, phase in enumerate(PHASES):
+        gone = [one for one in session.leaves.values() if one in PHASES[: number + 1]]
+        have = len(session.params.roster) - len(gone)
+        early = phase in PHASES[:3]
+        need = session.params.min_cohort if early else session.params.threshold
+        if have < need:
+            return phase, have, need
+    return None
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_the_sum_is_the_plain_sum_or_nothing(session):
-    names = [member.name for member in session.params.roster]
-    staying = [name for name in names if name not in session.leaves]
-    confirmers = len(staying)  # whoever stays to the end
-    if confirmers < session.params.threshold:
+    shortage = first_shortage(session)
+    if shortage:
         with pytest.raises(TooFewSurvivorsError) as caught:
             session.play()
-        assert caught.value.have < caught.value.need == session.params.threshold
+        error = caught.value
+        assert (error.phase, error.have, error.need) == shortage
         return
-    late = {"confirm-survivors", "unmask"}
-    survivors = [n for n in names if session.leaves.get(n) in late or n in staying]
+    names = [member.name for member in session.params.roster]
+    late = {None, "confirm-survivors", "unmask"}
+    survivors = [name for name in names if session.leaves.get(name) in late]
     result = session.play()
     assert_sum(session, result, survivors)
     assert dict(result.dropouts) == dict(session.leaves)
     assert result.blamed == ()
+
+
+def test_with_a_threshold_of_two_one_of_three_may_leave_after_its_input():
+    params = make_params(3, threshold=2, max_colluders=0)
+    for phase in ("confirm-survivors", "unmask"):
+        session = healthy(params=params, leaves={"site-1": phase})
+        assert_sum(session, session.play(), ["site-0", "site-1", "site-2"])
+    session = healthy(params=params, leaves={"site-1": "masked-input"})
+    with pytest.raises(TooFewSurvivorsError, match="2 clients are left"):
+        session.play()
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from protocols import shamir
+from protocols.agreement import AgreementKey
 from protocols.errors import (
     FaultyClientError,
     FaultyServerError,
@@ -16,16 +17,17 @@ from protocols.errors import (
     MessageError,
     TooFewSurvivorsError,
 )
-from protocols.keys import ExchangeKey
 from protocols.prg import Stream
 from protocols.secagg import client, masks, messages, server
 from protocols.secagg.confirmations import confirmed_context
 from protocols.secagg.params import PHASES
-from protocols.secagg.unmasking import reconstruct
+from protocols.secagg.reconstruction import reconstruct
+from protocols.suites import SUITES
 from tests.session import (
     CLOSE,
     MODEL,
     RECEIVE,
+    SUITE,
     assert_sum,
     healthy,
     identity_of,
@@ -114,7 +116,7 @@ def resigned(session, phase, change):
     """A malicious client: change its parsed message, then sign that."""
 
     def act(message):
-        parsed = change(UP[phase].from_bytes(message))
+        parsed = change(UP[phase].from_bytes(message, SUITE))
         context = session.contexts.get(BAD, parsed.session)
         if phase in {"confirm-survivors", "unmask"}:
             context = confirmed_context(context, session.lists[BAD])
@@ -180,7 +182,7 @@ def test_a_repeated_key_is_refused():
 
     def tamper(phase, way, name, message):
         if (phase, way, name) == ("advertise-keys", "up", "site-0"):
-            taken.append(messages.Advertise.from_bytes(message))
+            taken.append(messages.Advertise.from_bytes(message, SUITE))
         return change(phase, way, name, message)
 
     session.tamper = tamper
@@ -193,7 +195,7 @@ def test_a_confirmation_of_another_list_is_refused():
 
     def confirm_other(message):
         state = session.states[BAD]
-        parsed = messages.Confirm.from_bytes(message)
+        parsed = messages.Confirm.from_bytes(message, SUITE)
         context = confirmed_context(state.context, state.survivors[:-1])
         return parsed.signed(identity_of(BAD), context).to_bytes()
 
@@ -310,10 +312,10 @@ def test_a_client_that_left_before_is_not_part_of_a_later_phase(phase):
     session = healthy(5, leaves={BAD: PHASES[PHASES.index(phase) - 1]})
     state, _ = opened_until(session, phase)
     fields = {
-        "share-keys": messages.ShareKeys(state.session, 1, b"", ()),
-        "masked-input": messages.MaskedInput(state.session, 1, b"", (1,), b""),
-        "confirm-survivors": messages.Confirm(state.session, 1, b""),
-        "unmask": messages.Unmask(state.session, 1, b"", ()),
+        "share-keys": messages.ShareKeys(SUITE, state.session, 1, b"", ()),
+        "masked-input": messages.MaskedInput(SUITE, state.session, 1, b"", (1,), b""),
+        "confirm-survivors": messages.Confirm(SUITE, state.session, 1, b""),
+        "unmask": messages.Unmask(SUITE, state.session, 1, b"", ()),
     }
     context = state.context
     if phase in {"confirm-survivors", "unmask"}:
@@ -337,7 +339,9 @@ def victims_error(session):
 
 
 def parsed_down(phase, change):
-    return only(phase, "down", lambda m: change(DOWN[phase].from_bytes(m)).to_bytes())
+    return only(
+        phase, "down", lambda m: change(DOWN[phase].from_bytes(m, SUITE)).to_bytes()
+    )
 
 
 def without(items, *positions):
@@ -489,10 +493,10 @@ def test_selective_delivery_cannot_put_a_victim_in_a_wider_sum():
     # The victim gets boxes of t - 1 others only; the list names all five.
     def attack(phase, way, name, message):
         if way == "down" and name == BAD and phase == "masked-input":
-            parsed = messages.Delivery.from_bytes(message)
+            parsed = messages.Delivery.from_bytes(message, SUITE)
             return replace(parsed, boxes=parsed.boxes[:3]).to_bytes()
         if way == "down" and phase == "confirm-survivors":
-            parsed = messages.Survivors.from_bytes(message)
+            parsed = messages.Survivors.from_bytes(message, SUITE)
             return replace(parsed, survivors=(0, 1, 2, 3, 4)).to_bytes()
         return message
 
@@ -505,7 +509,7 @@ def test_different_survivor_lists_never_get_enough_confirmations():
         if way == "down" and phase == "confirm-survivors":
             left_out = 5 if name in {"site-0", "site-1", "site-2"} else 0
             listed = tuple(i for i in range(6) if i != left_out)
-            parsed = messages.Survivors.from_bytes(message)
+            parsed = messages.Survivors.from_bytes(message, SUITE)
             return replace(parsed, survivors=listed).to_bytes()
         return message
 
@@ -520,7 +524,9 @@ def test_no_client_ever_reveals_both_shares_or_one_of_its_own_recovery_key():
     session = healthy(6, leaves={"site-5": "masked-input"})
     session.play()
     reveals = [
-        messages.Unmask.from_bytes(m) for m in session.seen_by_server if m[0] == 9
+        messages.Unmask.from_bytes(m, SUITE)
+        for m in session.seen_by_server
+        if m[0] == 9
     ]
     assert len(reveals) == 5
     for unmask in reveals:
@@ -551,13 +557,13 @@ def test_a_server_cannot_mix_clients_with_different_models():
             bytes(32) if member.name == BAD else MODEL,
             randomness=randomness(index),
         )
-        entries.append(messages.Advertise.from_bytes(sent))
+        entries.append(messages.Advertise.from_bytes(sent, SUITE))
     for name, state in states.items():
         session = state.seat.session
         # Even when the server rewrites the session id of every foreign entry.
         rewritten = tuple(replace(entry, session=session) for entry in entries)
         for listed, rule in [(tuple(entries), "SA-011"), (rewritten, "SA-014")]:
-            roster = messages.Roster(session, listed).to_bytes()
+            roster = messages.Roster(SUITE, session, listed).to_bytes()
             with pytest.raises(FaultyServerError) as caught:
                 client.share_keys(state, roster, randomness=randomness(name))
             assert caught.value.rule == rule
@@ -598,20 +604,20 @@ def test_different_directories_give_nothing_in_common():
             MODEL,
             randomness=randomness(member.name),
         )
-        entries[member.name] = messages.Advertise.from_bytes(sent)
+        entries[member.name] = messages.Advertise.from_bytes(sent, SUITE)
     session = params.session_id(MODEL)
     boxes = {}
     for name in ["site-0", "site-1", "site-2", "site-3"]:
         listed = [e for n, e in entries.items() if n != "site-4" or name != "site-0"]
-        roster = messages.Roster(session, tuple(listed)).to_bytes()
+        roster = messages.Roster(SUITE, session, tuple(listed)).to_bytes()
         states[name], sent = client.share_keys(
             states[name], roster, randomness=randomness(name)
         )
         boxes[name] = {
-            b.peer: b.sealed for b in messages.ShareKeys.from_bytes(sent).boxes
+            b.peer: b.sealed for b in messages.ShareKeys.from_bytes(sent, SUITE).boxes
         }
     delivered = [messages.Box(i, boxes[f"site-{i}"][0]) for i in (1, 2, 3)]
-    delivery = messages.Delivery(session, tuple(delivered)).to_bytes()
+    delivery = messages.Delivery(SUITE, session, tuple(delivered)).to_bytes()
     with pytest.raises(FaultyServerError) as caught:
         client.mask_input(states["site-0"], delivery, make_inputs(params)["site-0"])
     assert caught.value.rule == "SA-206"
@@ -624,7 +630,9 @@ def test_masked_inputs_of_one_client_are_uniform_and_need_every_mask():
     session = healthy(params=params)
     session.play()
     sent = [
-        messages.MaskedInput.from_bytes(m) for m in session.seen_by_server if m[0] == 5
+        messages.MaskedInput.from_bytes(m, SUITE)
+        for m in session.seen_by_server
+        if m[0] == 5
     ]
     vectors = [np.frombuffer(m.vector, dtype="<u4")[4:] for m in sent]
     inputs = [session.inputs[m.name].body for m in params.roster]
@@ -685,7 +693,7 @@ def test_colluding_holders_cannot_frame_honest_ones():
 
 
 def test_masks_depend_on_the_directory_and_not_only_on_the_session():
-    key, peer = ExchangeKey(b"a" * 32), ExchangeKey(b"b" * 32).public_bytes
+    key, peer = AgreementKey(b"a" * 32), AgreementKey(b"b" * 32).public_bytes
     session = randomness("session")
     found = set()
     for directory in (b"x" * 32, b"y" * 32):
@@ -693,8 +701,8 @@ def test_masks_depend_on_the_directory_and_not_only_on_the_session():
             masks.pair_mask(0, key, 1, peer, session + directory),
             masks.self_mask(b"s" * 32, session + directory),
         ):
-            found |= {mask.body_key, mask.lane_key}
-    assert len(found) == 8
+            found.add(mask.key)
+    assert len(found) == 4
 
 
 def test_a_box_sent_back_to_its_sender_does_not_open():
@@ -702,10 +710,10 @@ def test_a_box_sent_back_to_its_sender_does_not_open():
 
     def reflect(phase, way, name, message):
         if (phase, way, name) == ("share-keys", "up", BAD):
-            parsed = messages.ShareKeys.from_bytes(message)
+            parsed = messages.ShareKeys.from_bytes(message, SUITE)
             sent.update({box.peer: box.sealed for box in parsed.boxes})
         if (phase, way, name) == ("masked-input", "down", BAD):
-            parsed = messages.Delivery.from_bytes(message)
+            parsed = messages.Delivery.from_bytes(message, SUITE)
             boxes = tuple(replace(b, sealed=sent[b.peer]) for b in parsed.boxes)
             return replace(parsed, boxes=boxes).to_bytes()
         return message
@@ -715,5 +723,7 @@ def test_a_box_sent_back_to_its_sender_does_not_open():
 
 def test_share_size_is_as_stated():
     assert shamir.SHARE_BYTES == 36
-    assert messages.BOX_BYTES == 100
-    assert messages.Advertise.SIZE_BYTES == 3 + 32 + 2 + 128 + 64
+    assert messages.box_bytes(SUITES[1]) == 100
+    assert messages.advertise_bytes(SUITES[1]) == 3 + 32 + 2 + 128 + 64
+    assert messages.box_bytes(SUITES[2]) == 1188
+    assert messages.advertise_bytes(SUITES[2]) == 229 + 2 * 1184

@@ -1,0 +1,107 @@
+"""What the server sends when it closes a phase, one message per client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from protocols import merkle
+from protocols.secagg import messages
+from protocols.secagg.server_checks import to_each
+from protocols.secagg.server_states import (
+    CollectingConfirmations,
+    CollectingShares,
+    Encapsulations,
+)
+
+__all__ = ["deliveries", "encapsulations_of", "published", "relayed_confirmations"]
+
+
+def published(state: CollectingShares, root: bytes) -> dict[str, bytes]:
+    """Phase 0: the directory, or in a sparse graph each one's part of it."""
+    params, directory = state.params, state.directory
+    if not params.degree:
+        entries = tuple(directory.values())
+        roster = messages.Roster(params.primitives, state.session, entries)
+        return to_each(params, directory, roster.to_bytes())
+    graph = params.graph(state.context)
+    tree = merkle.Tree([entry.to_bytes() for entry in directory.values()])
+    position = {index: place for place, index in enumerate(directory)}
+    parts = {}
+    for index in directory:
+        listings = tuple(
+            messages.Listing(
+                directory[near], position[near], tree.inclusion_proof(position[near])
+            )
+            for near in sorted(graph.closed(index) & directory.keys())
+        )
+        part = messages.Neighbourhood(
+            params.primitives, state.session, len(directory), root, listings
+        )
+        parts[params.name_of(index)] = part.to_bytes()
+    return parts
+
+
+def deliveries(state: CollectingShares) -> dict[str, bytes]:
+    """Phase 1: to each sender (U2) the boxes and offers addressed to it."""
+    boxes: dict[int, list[messages.Box]] = {index: [] for index in state.received}
+    offers: dict[int, list[messages.Offer]] = {index: [] for index in state.received}
+    for sender in sorted(state.received):
+        message = state.received[sender]
+        for box in message.boxes:
+            if box.peer in boxes:
+                boxes[box.peer].append(messages.Box(sender, box.sealed))
+        for one in message.offers:
+            if one.peer in offers:
+                relayed = messages.Offer(sender, one.ciphertext, one.tag)
+                offers[one.peer].append(relayed)
+    return {
+        state.params.name_of(index): messages.Delivery(
+            state.params.primitives,
+            state.session,
+            tuple(boxes[index]),
+            tuple(offers[index]),
+        ).to_bytes()
+        for index in boxes
+    }
+
+
+def encapsulations_of(
+    received: Mapping[int, messages.ShareKeys],
+) -> dict[int, Encapsulations]:
+    """What the server keeps of phase 1 for unmasking."""
+    return {
+        sender: Encapsulations({one.peer: one for one in shares.offers}, shares.vault)
+        for sender, shares in received.items()
+        if shares.suite.hybrid
+    }
+
+
+def relayed_confirmations(state: CollectingConfirmations) -> dict[str, bytes]:
+    """Phase 3: to each who confirmed (U4) the confirmations of its neighbourhood."""
+    params = state.params
+    collected = {
+        index: messages.Confirmation(index, state.received[index].signature)
+        for index in sorted(state.received)
+    }
+    if not params.degree:
+        everything = _relay(state, tuple(collected.values()))
+        return to_each(params, collected, everything)
+    graph = params.graph(state.context)
+    return {
+        params.name_of(index): _relay(
+            state,
+            tuple(
+                collected[near]
+                for near in sorted(graph.closed(index))
+                if near in collected
+            ),
+        )
+        for index in collected
+    }
+
+
+def _relay(
+    state: CollectingConfirmations, confirmations: tuple[messages.Confirmation, ...]
+) -> bytes:
+    suite = state.params.primitives
+    return messages.Confirmations(suite, state.session, confirmations).to_bytes()
