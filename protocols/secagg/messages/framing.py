@@ -98,4 +98,6 @@ class SignedMessage:
         try:
             verify_signature(identity, text, self.signature)
         except SignatureError as error:
-            raise RuleBrokenError("SA-014", "signature does not verify") from error
+            raise RuleBrokenError(
+                "SA-014", f"signature of client number {self.sender} does not verify"
+            ) from error
