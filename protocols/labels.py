@@ -29,7 +29,6 @@ KEM_SEED: Final = b"secagg encapsulation seed"
 COMMITMENT: Final = b"secagg commitment"
 COEFFICIENTS: Final = b"secagg share coefficients"
 BOX_NONCE: Final = b"secagg box nonce"
-
 VAULT_KEY: Final = b"secagg vault key"
 VAULT_NONCE: Final = b"secagg vault nonce"
 VAULT_HEADER: Final = b"secagg vault header"

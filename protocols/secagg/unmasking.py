@@ -80,7 +80,7 @@ def _rebuilt(
 def leftover_masks(
     state: CollectingReveals, secrets: Mapping[int, bytes]
 ) -> list[Mask]:
-    """What to add to the masked sum to remove every mask that did not cancel.
+    """SA-508: what to add to the sum to remove every mask that did not cancel.
 
     Raises:
         FaultyClientError: A vault or an offer is not what its owner signed (SA-509).
