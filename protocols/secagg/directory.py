@@ -17,11 +17,12 @@ __all__ = [
     "Directory",
     "bind",
     "directory_root",
+    "joined",
+    "keys_of",
     "verify_entry",
     "verify_neighbourhood",
     "verify_roster",
     "verify_session",
-    "with_entry",
 ]
 
 Directory = Mapping[int, Advertise]
@@ -54,24 +55,22 @@ def verify_entry(params: SessionParams, session: bytes, entry: Advertise) -> Non
         raise RuleBrokenError("SA-101", str(error)) from error
 
 
-def with_entry(directory: Directory, entry: Advertise) -> Directory:
-    """The directory with one more entry, in roster order (SA-102)."""
-    together = [*directory.values(), entry]
-    _verify_distinct(together)
-    return {one.sender: one for one in sorted(together, key=lambda one: one.sender)}
+def keys_of(entry: Advertise) -> frozenset[bytes]:
+    """SA-102: the public keys of one entry, all distinct."""
+    parts = (*components(entry.channel_key), *components(entry.mask_key))
+    if len(set(parts)) != len(parts):
+        raise RuleBrokenError("SA-102", "advertised key is not distinct")
+    return frozenset(parts)
 
 
-def _verify_distinct(entries: Iterable[Advertise]) -> None:
+def joined(taken: frozenset[bytes], keys: frozenset[bytes]) -> frozenset[bytes]:
     """SA-102: all channel and mask keys of a session are distinct.
 
     So no party can take over another one's mask by repeating its key.
     """
-    seen: set[bytes] = set()
-    for entry in entries:
-        for key in (*components(entry.channel_key), *components(entry.mask_key)):
-            if key in seen:
-                raise RuleBrokenError("SA-102", "advertised key is not distinct")
-            seen.add(key)
+    if not taken.isdisjoint(keys):
+        raise RuleBrokenError("SA-102", "advertised key is not distinct")
+    return taken | keys
 
 
 def verify_roster(
@@ -121,12 +120,13 @@ def _verified(
 ) -> Directory:
     # SA-011: of this session.
     verify_session(own.session, session)
-    # SA-101, SA-103: members only, signed, usable keys.
-    directory = {}
+    # SA-101, SA-102, SA-103: members only, signed, usable and distinct keys.
+    directory: dict[int, Advertise] = {}
+    taken = frozenset[bytes]()
     for entry in entries:
         verify_entry(params, own.session, entry)
+        taken = joined(taken, keys_of(entry))
         directory[entry.sender] = entry
-    _verify_distinct(directory.values())
     # SA-104: our own entry, exactly as we sent it.
     if directory.get(own.sender) != own:
         raise RuleBrokenError("SA-104", "our own keys are missing or altered")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from protocols import merkle
 from protocols.secagg import messages
@@ -77,31 +77,27 @@ def encapsulations_of(
 
 
 def relayed_confirmations(state: CollectingConfirmations) -> dict[str, bytes]:
-    """Phase 3: to each who confirmed (U4) the confirmations of its neighbourhood."""
+    """Phase 3: to each who confirmed (U4) t confirmations of its neighbourhood.
+
+    More would say nothing new, and each costs the client a verification.
+    """
     params = state.params
-    collected = {
-        index: messages.Confirmation(index, state.received[index].signature)
-        for index in sorted(state.received)
-    }
+    signers = sorted(state.received)
     if not params.degree:
-        everything = _relay(state, tuple(collected.values()))
-        return to_each(params, collected, everything)
+        return to_each(params, signers, _relay(state, signers))
     graph = params.graph(state.context)
     return {
         params.name_of(index): _relay(
-            state,
-            tuple(
-                collected[near]
-                for near in sorted(graph.closed(index))
-                if near in collected
-            ),
+            state, sorted(graph.closed(index) & state.received.keys())
         )
-        for index in collected
+        for index in signers
     }
 
 
-def _relay(
-    state: CollectingConfirmations, confirmations: tuple[messages.Confirmation, ...]
-) -> bytes:
+def _relay(state: CollectingConfirmations, signers: Sequence[int]) -> bytes:
+    confirmations = tuple(
+        messages.Confirmation(index, state.received[index].signature)
+        for index in signers[: state.params.threshold]
+    )
     suite = state.params.primitives
     return messages.Confirmations(suite, state.session, confirmations).to_bytes()

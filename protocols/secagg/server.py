@@ -21,8 +21,9 @@ from protocols.secagg.confirmations import confirmed_context
 from protocols.secagg.directory import (
     bind,
     directory_root,
+    joined,
+    keys_of,
     verify_entry,
-    with_entry,
 )
 from protocols.secagg.masks import add_masks
 from protocols.secagg.outgoing import (
@@ -94,7 +95,9 @@ def receive_keys(state: CollectingKeys, client: str, message: bytes) -> Collecti
         verify_entry(state.params, state.session, entry)
         if is_repeated(state.received, entry):
             return state
-        return replace(state, received=with_entry(state.received, entry))
+        taken = joined(state.taken, keys_of(entry))
+    received = {**state.received, entry.sender: entry}
+    return replace(state, received=received, taken=taken)
 
 
 def close_keys(state: CollectingKeys) -> tuple[CollectingShares, dict[str, bytes]]:
@@ -102,10 +105,11 @@ def close_keys(state: CollectingKeys) -> tuple[CollectingShares, dict[str, bytes
     require_state(state, CollectingKeys)
     everybody = range(len(state.params.roster))
     dropouts = closed(state, everybody, state.received, "advertise-keys")
-    root = directory_root(state.received)
-    context = bind(state.session, len(state.received), root)
+    directory = dict(sorted(state.received.items()))
+    root = directory_root(directory)
+    context = bind(state.session, len(directory), root)
     following = CollectingShares(
-        state.params, state.session, dropouts, state.received, context
+        state.params, state.session, dropouts, directory, context
     )
     return following, published(following, root)
 

@@ -103,6 +103,7 @@ class CollectingKeys(ServerState):
     """Phase 0."""
 
     received: Mapping[int, Advertise] = field(default_factory=dict)
+    taken: frozenset[bytes] = frozenset()  # all public keys so far
 
 
 @dataclass(frozen=True, eq=False)

@@ -248,7 +248,7 @@ class Server:
         rows = sorted(
             (sender, message[-t.SIGNATURE_BYTES :])
             for (sender, _), message in zip(senders, messages, strict=True)
-        )
+        )[: self.study.threshold]
         relayed = b"".join(t.number(sender, 2) + signed for sender, signed in rows)
         head = t.head(t.CONFIRMATIONS, self.session)
         return head + t.number(len(rows), 2) + relayed
