@@ -102,7 +102,7 @@ def test_no_second_unmask_request_is_answered_after_a_restart():
     disk, _ = played(params)
     asked = [m for n, m, _ in disk.history if n == NAME]
     last = messages.Confirmations.from_bytes(asked[-1], SUITE)
-    fewer = messages.Confirmations(SUITE, last.session, last.confirmations[:3])
+    fewer = messages.Confirmations(SUITE, last.session, last.confirmations[:2])
     before = disk.records[NAME]
     with pytest.raises(FaultyServerError, match="SA-009"):
         disk.answer(NAME, fewer.to_bytes())
