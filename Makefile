@@ -4,10 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test fast check lint types layers clean
+BENCH  ?= --full-flwr
+
+.PHONY: help setup demo test fast check lint types layers bench-secagg clean
 
 help:            ## show this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: $(STAMP)  ## create the virtual environment and install everything
 
@@ -41,6 +43,9 @@ types: $(STAMP)  ## mypy, strict
 
 layers: $(STAMP) ## import-linter
 	$(BIN)/lint-imports
+
+bench-secagg: $(STAMP)  ## measure the secure sum, an hour; BENCH=--quick, seconds
+	$(BIN)/python -m benchmarks.secagg $(BENCH) --json runs/bench-secagg.json --chart runs/bench-secagg.svg
 
 clean:           ## remove the virtual environment and caches, never runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

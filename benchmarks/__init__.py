@@ -1,0 +1,1 @@
+"""Benchmarks: run from the top of the repository, never imported by secfed."""
