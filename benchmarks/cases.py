@@ -10,7 +10,12 @@ from typing import Any
 from protocols.errors import ProtocolError
 from protocols.keys import SigningKey, generate_identity
 from protocols.secagg.graph import GraphParameters, find_parameters
-from protocols.secagg.params import MAX_COHORT, Member, SessionParams, default_threshold
+from protocols.secagg.params import (
+    MAX_COMPLETE,
+    Member,
+    SessionParams,
+    default_threshold,
+)
 
 __all__ = [
     "LANE_LENGTH",
@@ -41,7 +46,7 @@ class Case:
     @property
     def graph(self) -> str:
         """How clients are joined, for people."""
-        if self.clients <= MAX_COHORT:
+        if self.clients <= MAX_COMPLETE:
             return "complete"
         return f"{sparse_graph(self.clients).degree} neighbours"
 
@@ -86,7 +91,7 @@ def params_of(case: Case) -> SessionParams:
 
 
 def _graph_of(clients: int) -> dict[str, Any]:
-    if clients <= MAX_COHORT:
+    if clients <= MAX_COMPLETE:
         return {"threshold": default_threshold(clients), "max_colluders": 1}
     degree, threshold = sparse_graph(clients)
     return {
@@ -108,7 +113,7 @@ def sparse_graph(clients: int) -> GraphParameters:
 def is_playable(case: Case) -> bool:
     """Whether the installed protocol accepts this session."""
     known = {one.name for one in fields(SessionParams)}
-    if case.clients > MAX_COHORT and "degree" not in known:
+    if case.clients > MAX_COMPLETE and "degree" not in known:
         return False
     try:
         params_of(case)

@@ -46,8 +46,8 @@ PARTS: dict[str, Part] = {
     "flwr": against_flwr,
     "suites": suites,
     "memory": memory,
-    "growth": growth,
     "large": large,
+    "growth": growth,
 }
 
 

@@ -24,6 +24,7 @@ from benchmarks.inputs import ring_vector
 from benchmarks.measure import Timing, timed, wall_seconds
 from benchmarks.secagg_session import Session
 from protocols.secagg import client, masks, server
+from protocols.suites import SUITES
 
 __all__ = [
     "Masking",
@@ -103,12 +104,13 @@ def masking_against_machine(case: Case, repetitions: int) -> Masking:
     The client's state is copied for each repetition; a real one masks once.
     """
     state, delivery, vector = _ready_to_mask(case)
+    suite = SUITES[case.suite]
     keys = [_mask(number) for number in range(case.clients)]
     dtype = vector.body.dtype
     rows = [
         (
             _yardstick_seconds(dtype, case.length, case.clients, add=True),
-            timed(masks.add_masks, vector.copy(), keys)[1],
+            timed(masks.add_masks, vector.copy(), keys, suite)[1],
             timed(client.mask_input, copy.copy(state), delivery, vector)[1],
         )
         for _ in range(repetitions)

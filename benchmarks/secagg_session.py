@@ -83,6 +83,11 @@ class Played:
         """What the median client receives in all phases."""
         return int(sum(np.median(sizes) for sizes in self.down.values()))
 
+    def session_seconds(self, percent: int = 0) -> float:
+        """All clients (counted as if none dropped out) and the server."""
+        clients = sum(sum(seconds) for seconds in self.client.values())
+        return clients + self.server_seconds(percent)
+
     def server_seconds(self, percent: int = 0) -> float:
         """The server in all phases, at one dropout rate."""
         branch = self.branches[percent]

@@ -57,6 +57,7 @@ class Run:
     goals: list[Goal] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     sums_checked: int = 0
+    played: dict[Case, Played] = field(default_factory=dict)
 
     def at_least(self, name: str, wanted: float, measured: float, unit: str) -> None:
         """Note a goal that larger values meet."""
@@ -73,7 +74,12 @@ class Run:
         self.announce(f"secfed, {case}")
         played = play(case, percents, tick=self.tick, **more)
         self.sums_checked += len(played.branches)
+        self.played[case] = played
         return played
+
+    def play_once(self, case: Case) -> Played:
+        """The session without dropouts; an earlier part may have played it."""
+        return self.played.get(case) or self.play(case)
 
     def playable(self, cases: Sequence[Case]) -> Iterator[Case]:
         """The cases that this version of the protocol accepts."""
