@@ -38,26 +38,30 @@ def _middle(value: Any) -> float:
 
 
 def _name(row: dict[str, Any]) -> str:
-    bits = "" if row["system"] == "flwr" else f", {row['ring bits']} bits"
-    return f"{row['system']}{bits}\nn = {row['clients']}"
+    return "flwr" if row["system"] == "flwr" else f"secfed, {row['ring bits']} bits"
+
+
+def _largest(rows: list[dict[str, Any]]) -> tuple[int, list[dict[str, Any]]]:
+    number = max((row["clients"] for row in rows), default=0)
+    return number, [row for row in rows if row["clients"] == number]
 
 
 def _clients(axis: Axes, rows: list[dict[str, Any]]) -> None:
+    number, rows = _largest(rows)
     values = [_middle(row["total ms"]) for row in rows]
     colours = [_THEIRS if row["system"] == "flwr" else _OURS for row in rows]
     bars = axis.barh([_name(row) for row in rows], values, color=colours)
-    axis.bar_label(bars, fmt="%.3g", padding=2)
-    axis.set(xscale="log", title="Client, CPU ms per session (log)")
+    axis.bar_label(bars, fmt="%.0f", padding=2)
+    axis.set(title=f"One client, CPU ms per session, n = {number}")
     axis.invert_yaxis()
 
 
 def _unmasking(axis: Axes, rows: list[dict[str, Any]]) -> None:
-    last = max((row["clients"] for row in rows), default=0)
+    last, rows = _largest(rows)
     series: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        if row["clients"] == last:
-            point = (row["dropouts percent"], _middle(row["unmask ms"]) / 1e3)
-            series.setdefault(_name(row).split("\n")[0], []).append(point)
+        point = (row["dropouts percent"], _middle(row["unmask ms"]) / 1e3)
+        series.setdefault(_name(row), []).append(point)
     for name, points in series.items():
         colour = _THEIRS if name == "flwr" else _OURS
         style = "--" if "16" in name else "-"

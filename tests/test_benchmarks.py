@@ -120,6 +120,12 @@ def test_markdown_is_put_between_the_marks_of_a_document(found, tmp_path):
     assert "old" not in text
 
 
+def test_the_page_about_performance_is_what_its_json_says():
+    measured = json.loads((ROOT / "docs/performance.json").read_text())
+    assert to_markdown(measured) in (ROOT / "docs/performance.md").read_text()
+    assert measured["quick"] is False
+
+
 def test_a_wrong_sum_stops_the_benchmark():
     def counted(client, like):
         # A source that does not repeat itself: the check sees another vector.
