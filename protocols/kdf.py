@@ -7,13 +7,14 @@ length-prefixed, so no two different inputs meet in one hash input.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocols import labels, wire
 
-__all__ = ["DIGEST_BYTES", "derive", "digest", "hkdf_sha256"]
+__all__ = ["DIGEST_BYTES", "derive", "digest", "digest_in_pieces", "hkdf_sha256"]
 
 DIGEST_BYTES = 32
 
@@ -43,8 +44,13 @@ def derive(
 
 def digest(label: bytes, *parts: bytes) -> bytes:
     """SHA-256 over the version, the label and the parts, all length-prefixed."""
-    state = hashlib.sha256(wire.frame((labels.VERSION, label)))
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
+    return hashlib.sha256(wire.frame((labels.VERSION, label, *parts))).digest()
+
+
+def digest_in_pieces(label: bytes, first: bytes, pieces: Sequence[bytes]) -> bytes:
+    """``digest(label, first, second)``, with ``second`` given in pieces."""
+    state = hashlib.sha256(wire.frame((labels.VERSION, label, first)))
+    state.update(wire.u64(sum(map(len, pieces))))
+    for piece in pieces:
+        state.update(piece)
     return state.digest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
@@ -110,8 +112,18 @@ class ExchangeKey(Secret):
             raise MessageError("exchange key is of low order") from error
 
 
-# Any private key shows whether a public key is of low order; this one is public.
-_PROBE = ExchangeKey(bytes(range(KEY_BYTES)))
+# The canonical points whose order divides 8, on the curve and on its twist: no
+# private key contributes to an agreement with one of them (RFC 7748, section 7).
+_SMALL_ORDER: Final = frozenset(
+    value.to_bytes(KEY_BYTES, "little")
+    for value in (
+        0,
+        1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+        _FIELD_PRIME - 1,
+    )
+)
 
 
 def verify_exchange_key(public: bytes) -> bytes:
@@ -123,5 +135,6 @@ def verify_exchange_key(public: bytes) -> bytes:
     """
     if len(public) != KEY_BYTES or int.from_bytes(public, "little") >= _FIELD_PRIME:
         raise MessageError("exchange key is not canonical")
-    _PROBE.exchange(public)
+    if public in _SMALL_ORDER:
+        raise MessageError("exchange key is of low order")
     return public

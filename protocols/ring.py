@@ -95,7 +95,7 @@ class RingVector:
 
     def to_bytes(self) -> bytes:
         """The lane, then the body; every element little-endian."""
-        return self.lane.tobytes() + self.body.tobytes()
+        return b"".join((self.lane.data, self.body.data))
 
     @classmethod
     def from_bytes(

@@ -20,6 +20,7 @@ __all__ = [
     "u8",
     "u16",
     "u32",
+    "u64",
     "write_indices",
 ]
 
@@ -39,12 +40,17 @@ def u32(value: int) -> bytes:
     return value.to_bytes(4, "little")
 
 
+def u64(value: int) -> bytes:
+    """Eight bytes."""
+    return value.to_bytes(8, "little")
+
+
 def frame(parts: Iterable[bytes]) -> bytes:
     """Concatenate ``parts``, each after its length in eight bytes.
 
     Guarantees: different sequences of parts give different bytes.
     """
-    return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return b"".join(piece for part in parts for piece in (u64(len(part)), part))
 
 
 class Reader:

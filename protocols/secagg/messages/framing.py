@@ -70,23 +70,25 @@ class SignedMessage:
     sender: int  # 2: index in the roster
     signature: bytes  # 64, at the end of the message
 
-    def payload(self) -> bytes:
-        """The fields between the sender and the signature."""
-        return b""
+    def payload(self) -> tuple[bytes, ...]:
+        """The fields between the sender and the signature, in pieces."""
+        return ()
 
-    def body(self) -> bytes:
-        """Everything but the signature."""
+    def pieces(self) -> tuple[bytes, ...]:
+        """Everything but the signature; a long vector is not copied."""
         head = header(self.tag, self.suite, self.session) + wire.u16(self.sender)
-        return head + self.payload()
+        return (head, *self.payload())
 
     def to_bytes(self) -> bytes:
         """The one encoding of this message."""
-        return self.body() + self.signature
+        return b"".join((*self.pieces(), self.signature))
 
     def signed(self, identity: SigningKey, context: bytes) -> Self:
         """This message with the sender's signature over it and ``context``."""
-        signature = identity.sign(kdf.digest(self.label, context, self.body()))
-        return replace(self, signature=signature)
+        return replace(self, signature=identity.sign(self._text(context)))
+
+    def _text(self, context: bytes) -> bytes:
+        return kdf.digest_in_pieces(self.label, context, self.pieces())
 
     def verify(self, identity: bytes, context: bytes) -> None:
         """SA-014: the message is signed by ``identity`` in this context.
@@ -94,9 +96,8 @@ class SignedMessage:
         Raises:
             RuleBrokenError: It is not.
         """
-        text = kdf.digest(self.label, context, self.body())
         try:
-            verify_signature(identity, text, self.signature)
+            verify_signature(identity, self._text(context), self.signature)
         except SignatureError as error:
             raise RuleBrokenError(
                 "SA-014", f"signature of client number {self.sender} does not verify"

@@ -54,9 +54,9 @@ class Advertise(SignedMessage):
     commitment: bytes  # 32: commitment to the self-mask secret b
     nonce: bytes  # 32: this client's contribution to the directory
 
-    def payload(self) -> bytes:
+    def payload(self) -> tuple[bytes, ...]:
         """Two keys, the commitment and the nonce."""
-        return self.channel_key + self.mask_key + self.commitment + self.nonce
+        return (self.channel_key, self.mask_key, self.commitment, self.nonce)
 
     @classmethod
     def from_bytes(cls, data: bytes, suite: Suite) -> Advertise:
@@ -87,12 +87,12 @@ class ShareKeys(SignedMessage):
     offers: tuple[Offer, ...] = ()  # hybrid: 2 (count), then 1122 each, by recipient
     vault: bytes = b""  # hybrid: vault_bytes(offers)
 
-    def payload(self) -> bytes:
+    def payload(self) -> tuple[bytes, ...]:
         """The boxes, and in a hybrid suite the offers and the vault."""
         boxes = write_boxes(self.boxes)
         if not self.suite.hybrid:
-            return boxes
-        return boxes + write_offers(self.offers) + self.vault
+            return (boxes,)
+        return (boxes, write_offers(self.offers), self.vault)
 
     @classmethod
     def from_bytes(cls, data: bytes, suite: Suite) -> ShareKeys:
@@ -119,10 +119,10 @@ class MaskedInput(SignedMessage):
     cohort: tuple[int, ...]  # 2 (count), then 2 each: U2, whom it masked with
     vector: bytes  # 4 (length), then the masked lane and body
 
-    def payload(self) -> bytes:
+    def payload(self) -> tuple[bytes, ...]:
         """The cohort and the masked vector."""
-        sized = wire.u32(len(self.vector)) + self.vector
-        return wire.write_indices(self.cohort) + sized
+        size = wire.u32(len(self.vector))
+        return (wire.write_indices(self.cohort), size, self.vector)
 
     @classmethod
     def from_bytes(cls, data: bytes, suite: Suite) -> MaskedInput:
@@ -177,12 +177,12 @@ class Unmask(SignedMessage):
 
     reveals: tuple[Reveal, ...]  # 2 (count), then 39 each, by peer
 
-    def payload(self) -> bytes:
+    def payload(self) -> tuple[bytes, ...]:
         """The reveals."""
         parts = [
             wire.u16(one.peer) + wire.u8(one.kind) + one.share for one in self.reveals
         ]
-        return wire.u16(len(parts)) + b"".join(parts)
+        return (wire.u16(len(parts)), *parts)
 
     @classmethod
     def from_bytes(cls, data: bytes, suite: Suite) -> Unmask:
