@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-
 from protocols.keys import SigningKey
 from protocols.ring import RingVector
 from protocols.secagg import client as secagg
@@ -27,10 +25,7 @@ from secfed.privacy.plan import PrivacyPlan
 from secfed.study import Study
 from secfed.training import LocalUpdate, PrivateRecords
 
-__all__ = ["LANE_LENGTH", "BudgetGuard", "NoGuard", "Site", "SiteRound"]
-
-LANE_LENGTH = 2
-"""Masked 64-bit lane beside the body: [1, saturated coordinates]."""
+__all__ = ["BudgetGuard", "NoGuard", "Site", "SiteRound"]
 
 _RANDOMNESS = 64
 
@@ -142,7 +137,7 @@ class SiteRound:
         """Train and encode; the encoded update stays here until it is masked."""
         update = train(self.site)
         encoded = self._codec.encode(update.change, stream)
-        lane = np.array([1, encoded.saturated], dtype=np.uint64)
+        lane = self._codec.lane.encode(encoded.saturated)
         self._vector = RingVector(body=encoded.vector, lane=lane)
         return update
 

@@ -20,7 +20,7 @@ from protocols.errors import (
 from protocols.secagg import server as secagg
 from protocols.secagg.params import SessionParams
 from secfed.codec import Codec, RingArray
-from secfed.errors import RoundAbortedError
+from secfed.errors import CodecError, RoundAbortedError
 from secfed.types import Tensors
 
 __all__ = ["Coordinator", "SecureSum"]
@@ -116,18 +116,18 @@ class Coordinator:
 
     def _decode(self, closed: secagg.SumResult) -> SecureSum:
         survivors = tuple(sorted(closed.survivors))
-        counted, saturated = (int(value) for value in closed.total.lane)
-        if counted != len(survivors):
-            raise RoundAbortedError(
-                "unmask", (), f"the masked count is {counted}, not {len(survivors)}"
-            )
+        try:
+            lane = self._codec.lane.decode(closed.total.lane, len(survivors))
+            mean = self._codec.decode_mean(closed.total.body, len(survivors))
+        except CodecError as error:
+            raise RoundAbortedError("unmask", (), str(error)) from error
         dropouts = {
             member.name: self._answered.get(member.name, "")
             for member in self.params.roster
             if member.name not in survivors
         }
         return SecureSum(
-            mean=self._codec.decode_mean(closed.total.body, len(survivors)),
+            mean=mean,
             total=closed.total.body,
             survivors=survivors,
             dropouts=dropouts,
@@ -136,7 +136,7 @@ class Coordinator:
                 for name in survivors
                 if self._answered[name] != _PHASES[-1][0]
             },
-            saturated=saturated,
+            saturated=lane.saturated,
         )
 
 

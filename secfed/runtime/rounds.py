@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from protocols.errors import ProtocolError
 from protocols.secagg.params import Member, SessionParams, default_threshold
-from secfed.client import LANE_LENGTH, BudgetGuard, NoGuard, Site, SiteRound
+from secfed.client import BudgetGuard, NoGuard, Site, SiteRound
 from secfed.codec import Codec, RingArray
 from secfed.errors import (
     BudgetExceededError,
@@ -222,7 +222,7 @@ def _session(
         threshold=study.secagg.threshold or default_threshold(len(roster), colluders),
         max_colluders=colluders,
         body_length=codec.length,
-        lane_length=LANE_LENGTH,
+        lane_length=codec.lane.length,
         ring_bits=study.secagg.ring_bits,
         mode=study.secagg.mode,
     )

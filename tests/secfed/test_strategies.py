@@ -120,9 +120,9 @@ def test_exact_means_product_of_means_is_mean_of_products(name, number):
 
 @pytest.mark.parametrize("name", MASKABLE)
 def test_permuting_the_sites_changes_no_bit(name):
-    class Halves:
-        def uniform(self, count: int, /):
-            return np.full(count, 0.5)
+    class OneKey:
+        def bytes(self, size: int, /):
+            return bytes(size)
 
     strategy = get_strategy(name)
     state = strategy.init(initial(), 5)
@@ -132,7 +132,7 @@ def test_permuting_the_sites_changes_no_bit(name):
     def result(order):
         total = np.zeros(codec.length, dtype=np.uint32)
         for i in order:
-            total += codec.encode(updates[i], Halves()).vector
+            total += codec.encode(updates[i], OneKey()).vector
         new = strategy.apply(state, codec.decode_mean(total, SITES), 1)
         return {n: v.tobytes() for n, v in new.adapter.tensors.items()}
 
