@@ -79,7 +79,8 @@ class PlanEntry(_Body):
 
     ``sites`` maps every site to its ``PrivacyPlan.to_json()``, or to None in a
     run without privacy (``private`` false). ``identities`` maps every site to
-    its public identity key in hexadecimal. ``initial_adapter_sha256`` is the
+    its public identity key in hexadecimal. ``ring_bits`` is what the study names
+    or leaves open, and 32 in a run without privacy. ``initial_adapter_sha256`` is the
     digest of ``adapters/round-000.safetensors``.
     """
 
@@ -90,7 +91,7 @@ class PlanEntry(_Body):
     identities: dict[SiteName, Sha256]
     threshold: int
     max_colluders: int
-    ring_bits: int
+    ring_bits: Literal[16, 32, 64]
     mode: Literal["malicious", "semi-honest"]
     initial_adapter_sha256: Sha256
 

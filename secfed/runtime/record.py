@@ -36,6 +36,7 @@ from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
 from secfed.runtime.directory import append_line, read_lines, write_atomically
+from secfed.runtime.encoding import ring_bits_for
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.setup import Prepared, open_budget, site_identities
@@ -314,7 +315,9 @@ class ArmRecord:
             threshold=study.secagg.threshold
             or default_threshold(len(self.sites), colluders),
             max_colluders=colluders,
-            ring_bits=study.secagg.ring_bits,
+            ring_bits=ring_bits_for(
+                study, self._prepared.plans, adapter, private=self.arm.private
+            ),
             mode=study.secagg.mode,
             initial_adapter_sha256=file_sha256(self._adapter_path(0)),
         )

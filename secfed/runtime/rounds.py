@@ -23,6 +23,7 @@ from secfed.errors import (
     RoundAbortedError,
     SecfedError,
 )
+from secfed.runtime.encoding import codec_for
 from secfed.runtime.progress import Progress
 from secfed.runtime.setup import random_stream
 from secfed.server import Coordinator, SecureSum
@@ -31,9 +32,6 @@ from secfed.training import LocalUpdate
 from secfed.types import Adapter
 
 __all__ = ["RoundResult", "play_round"]
-
-_DEFAULT_RANGE = 8.0
-"""Magnitude bound of one number of an update; cut numbers are counted."""
 
 Guard = BudgetGuard | NoGuard
 
@@ -82,11 +80,13 @@ def play_round(
         RoundAbortedError: Too few sites were left; nothing was learned.
     """
     # 1. What both sides derive from the signed study, each for itself.
-    codec = Codec.for_tensors(
-        {name: adapter.tensors[name] for name in trains},
-        value_range=study.secagg.clip_range or _DEFAULT_RANGE,
-        num_sites=len(study.sites),
-        ring_bits=study.secagg.ring_bits,
+    codec = codec_for(
+        study,
+        {name: site.plan for name, site in sites.items()},
+        adapter,
+        trains,
+        round_number,
+        private=any(isinstance(guard, BudgetGuard) for guard in guards.values()),
     )
     params = _session(study, sites, codec, round_number, arm)
     broadcast = save({n: np.ascontiguousarray(v) for n, v in adapter.tensors.items()})
@@ -223,7 +223,7 @@ def _session(
         max_colluders=colluders,
         body_length=codec.length,
         lane_length=codec.lane.length,
-        ring_bits=study.secagg.ring_bits,
+        ring_bits=codec.ring_bits,
         mode=study.secagg.mode,
     )
 

@@ -304,13 +304,15 @@ class PrivacySection(Table):
 
 
 class SecaggSection(Table):
-    """``[secagg]``: who may fail and who may collude in the secure sum."""
+    """``[secagg]``: who may fail and collude in the secure sum, and what it sums."""
 
     threshold: Annotated[int, Field(ge=0)] = 0
     colluders: Annotated[int, Field(ge=0)] = 1
-    ring_bits: Literal[32] = 32
+    ring_bits: Literal[0, 16, 32, 64] = 0
     mode: Literal["malicious", "semi-honest"] = "malicious"
     clip_range: Positive | None = None
+    # None and not "none": a study that says nothing keeps its digest.
+    rotation: Literal["hadamard"] | None = None
 
 
 class Dropout(Table):

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from secfed.canonical import parse_json
+from secfed.codec import WIDE_RING_BITS
 from secfed.entries import PlanEntry, RoundEntry
 from secfed.errors import LedgerError, VerificationError
 from secfed.manifest import Manifest
@@ -67,7 +68,9 @@ def _check_parameters(plan: PlanEntry, study: Study) -> None:
     shared: dict[str, object] = {
         "max_colluders": study.secagg.colluders,
         "mode": study.secagg.mode,
-        "ring_bits": study.secagg.ring_bits,
+        "ring_bits": study.secagg.ring_bits or plan.ring_bits
+        if plan.private
+        else WIDE_RING_BITS,
         "threshold": study.secagg.threshold or plan.threshold,
     }
     for name, value in shared.items():

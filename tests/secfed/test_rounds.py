@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from small import (
 )
 
 from protocols.keys import generate_identity
+from protocols.ring import RingVector
 from secfed.client import BudgetGuard, NoGuard, Site, SiteRound
 from secfed.codec import Codec
 from secfed.data import StudyData
@@ -35,9 +37,11 @@ from secfed.policy import SitePolicy
 from secfed.privacy.accounting import sampled_gaussian
 from secfed.privacy.noise import simulation_stream
 from secfed.privacy.plan import PrivacyPlan
+from secfed.runtime.encoding import codec_for
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.rounds import RoundResult, play_round
+from secfed.runtime.rounds import RoundResult, _session, play_round
 from secfed.runtime.setup import Prepared, open_budget, random_stream
+from secfed.server import Coordinator
 from secfed.study import Study
 from secfed.training import LocalUpdate, PrivateRecords, train_privately
 from secfed.types import Adapter
@@ -202,6 +206,63 @@ def test_saturated_numbers_are_counted_under_the_mask() -> None:
     assert result.result.saturated == 4
 
 
+@pytest.mark.parametrize("rotation", [None, "hadamard"])
+@pytest.mark.parametrize(("bits", "width"), [(0, 16), (16, 16), (32, 32), (64, 64)])
+def test_a_private_round_in_every_ring(
+    tmp_path: Path, bits: int, width: int, rotation: str | None
+) -> None:
+    game = Game()
+    chosen = {"ring_bits": bits, "rotation": rotation}
+    secagg = game.study.secagg.model_copy(update=chosen)
+    game.study = game.study.model_copy(update={"secagg": secagg})
+    budgets = make_budgets(tmp_path, game.study, {})
+    # Much noise, so that 16 bits are enough.
+    sites = invented_sites(make_plan(100, 10, noise_multiplier=9.0))
+    result = game.play(guards_of(budgets), sites)
+    assert result.sums_equal
+    assert result.result.saturated == 0
+    plans = {name: site.plan for name, site in sites.items()}
+    adapter = Adapter({n: np.ones(s, np.float32) for n, s in SHAPES.items()}, 2.0)
+    codec = codec_for(game.study, plans, adapter, TRAINS, 1, private=True)
+    assert codec.ring_bits == result.result.total.itemsize * 8 == width
+    assert result.result.total.shape == (codec.length,)
+    # The adapters' step size is 3, the head's is 60.
+    assert codec.scales == (3.0, 60.0)
+    scale = np.repeat(codec.scales, (16, 40))
+    error = (flat(result.result.mean) - game.mean(NAMES)) / scale
+    assert np.linalg.norm(error) <= codec.l2_error_bound
+    assert np.abs(error).max() <= codec.error_bound
+
+
+def sum_of_encodings() -> tuple[Coordinator, Any]:
+    """A coordinator that was handed the sum of four encodings by the protocol."""
+    game, sites = Game(), invented_sites()
+    codec = codec_of(game.updates[A])
+    params = _session(game.study, sites, codec, 1, "ffa-lora")
+    total = RingVector.zeros(codec.length, codec.lane.length)
+    for vector in encodings(game.study, game.updates, codec, "x").values():
+        total.add_in_place(RingVector(body=vector, lane=codec.lane.encode(0)))
+    coordinator = Coordinator(params, bytes(32), codec)
+    coordinator._answered = dict.fromkeys(NAMES, "unmask")
+    return coordinator, SimpleNamespace(total=total, survivors=NAMES)
+
+
+def test_a_sum_that_no_sites_add_up_to_aborts_the_round() -> None:
+    coordinator, closed = sum_of_encodings()
+    assert coordinator._decode(closed).saturated == 0
+    for array, index, message in (
+        (closed.total.lane, 0, "count"),
+        (closed.total.lane, 1, "saturated"),
+        (closed.total.body, 5, "aborted"),
+    ):
+        before = array[index]
+        array[index] = 2**31
+        with pytest.raises(RoundAbortedError, match=message) as caught:
+            coordinator._decode(closed)
+        assert caught.value.phase == "unmask"
+        array[index] = before
+
+
 def test_traffic_is_what_was_sent() -> None:
     game = Game()
     result = game.play()
@@ -289,9 +350,10 @@ def test_the_coordinator_sees_no_encoding_text_or_label(
     assert result.sums_equal
     assert result.bytes_up == sum(map(len, received))
     # 1. The encodings: drawn again, and really those that were summed.
-    codec = codec_of(next(iter(changes.values())))
+    plans = {name: site.plan for name, site in sites.items()}
+    codec = codec_for(study, plans, prepared.start, trains, 1, private=True)
     encoded = encodings(study, changes, codec, "scan")
-    total = np.zeros(codec.length, np.uint32)
+    total = np.zeros_like(result.result.total)
     for name in result.result.survivors:
         total += encoded[name]
     assert np.array_equal(total, result.result.total)
