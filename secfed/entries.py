@@ -80,7 +80,8 @@ class PlanEntry(_Body):
     ``sites`` maps every site to its ``PrivacyPlan.to_json()``, or to None in a
     run without privacy (``private`` false). ``identities`` maps every site to
     its public identity key in hexadecimal. ``ring_bits`` is what the study names
-    or leaves open, and 32 in a run without privacy. ``initial_adapter_sha256`` is the
+    or leaves open, and 32 in a run without privacy. ``suite`` is the number in
+    ``protocols/SPEC.md``. ``initial_adapter_sha256`` is the
     digest of ``adapters/round-000.safetensors``.
     """
 
@@ -93,6 +94,7 @@ class PlanEntry(_Body):
     max_colluders: int
     ring_bits: Literal[16, 32, 64]
     mode: Literal["malicious", "semi-honest"]
+    suite: Literal[1, 2, 3]
     initial_adapter_sha256: Sha256
 
     @model_validator(mode="after")

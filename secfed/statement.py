@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from protocols.suites import SUITES
 from secfed.canonical import digest
 from secfed.entries import InterruptedEntry, JsonObject, PlanEntry, RoundEntry
 from secfed.privacy import accounting
@@ -298,6 +299,16 @@ def _trust_section(plan: PlanEntry) -> list[JsonObject]:
             "sees": "the adapters, this statement, the ledger, the metrics on the "
             "public hold-out",
             "does_not_see": "sums or updates of single rounds before the strategy",
+        },
+        {
+            "party": "whoever recorded all messages and has a quantum computer later",
+            "sees": "the directory of keys and who took part"
+            if SUITES[plan.suite].hybrid
+            else f"every site's update of every round, {noise}",
+            "does_not_see": "a single site's update: key agreement is hybrid, "
+            "with ML-KEM-768"
+            if SUITES[plan.suite].hybrid
+            else "the records themselves",
         },
         {
             "party": "operator of a local simulation",

@@ -319,6 +319,7 @@ class ArmRecord:
                 study, self._prepared.plans, adapter, private=self.arm.private
             ),
             mode=study.secagg.mode,
+            suite=study.secagg.suite_number,
             initial_adapter_sha256=file_sha256(self._adapter_path(0)),
         )
         self._ledger.append("plan", plan.to_body(), _now())

@@ -225,6 +225,7 @@ def _session(
         lane_length=codec.lane.length,
         ring_bits=codec.ring_bits,
         mode=study.secagg.mode,
+        suite=study.secagg.suite_number,
     )
 
 

@@ -303,6 +303,9 @@ class PrivacySection(Table):
         return self
 
 
+_SUITES: Mapping[str, Literal[1, 2, 3]] = {"x25519": 1, "hybrid": 2, "chacha20": 3}
+
+
 class SecaggSection(Table):
     """``[secagg]``: who may fail and collude in the secure sum, and what it sums."""
 
@@ -310,9 +313,15 @@ class SecaggSection(Table):
     colluders: Annotated[int, Field(ge=0)] = 1
     ring_bits: Literal[0, 16, 32, 64] = 0
     mode: Literal["malicious", "semi-honest"] = "malicious"
+    suite: Literal["x25519", "hybrid", "chacha20"] = "hybrid"
     clip_range: Positive | None = None
     # None and not "none": a study that says nothing keeps its digest.
     rotation: Literal["hadamard"] | None = None
+
+    @property
+    def suite_number(self) -> Literal[1, 2, 3]:
+        """The suite in ``protocols.suites``."""
+        return _SUITES[self.suite]
 
 
 class Dropout(Table):

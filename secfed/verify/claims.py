@@ -68,6 +68,7 @@ def _check_parameters(plan: PlanEntry, study: Study) -> None:
     shared: dict[str, object] = {
         "max_colluders": study.secagg.colluders,
         "mode": study.secagg.mode,
+        "suite": study.secagg.suite_number,
         "ring_bits": study.secagg.ring_bits or plan.ring_bits
         if plan.private
         else WIDE_RING_BITS,

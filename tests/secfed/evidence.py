@@ -96,6 +96,7 @@ def plan_entry(private: bool = True) -> PlanEntry:
         max_colluders=1,
         ring_bits=32,
         mode="malicious",
+        suite=2,
         initial_adapter_sha256=sha256_hex(b"adapter 0"),
     )
 

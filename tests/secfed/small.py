@@ -57,9 +57,11 @@ def small_study(
     method: str = "ffa-lora",
     seed: int | None = None,
     dropouts: Sequence[tuple[int, str, str]] = (),
+    suite: str = "hybrid",
 ) -> Study:
     values = study_values(rounds)
     values["training"]["method"] = method
+    values["secagg"]["suite"] = suite
     if seed is not None:
         values["simulation"]["seed"] = seed
     study = load_study_dict(values, "small")

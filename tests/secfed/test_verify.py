@@ -377,6 +377,7 @@ def told_differently(
         (0, {"study_digest": "00" * 32}, "order of entries"),
         (0, {"model_sha256": None}, "order of entries"),
         (1, {"mode": "semi-honest"}, "plan and steps"),
+        (1, {"suite": 1}, "plan and steps"),
         (1, {"threshold": 3}, "order of entries"),
         (2, {"round": 2}, "order of entries"),
         (3, {"round": 1}, "order of entries"),
