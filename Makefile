@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 
 BENCH  ?= --full-flwr
 
-.PHONY: help setup demo test fast check lint types layers bench-secagg clean
+.PHONY: help setup demo test fast vectors check lint types layers bench-secagg clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -31,6 +31,9 @@ test: $(STAMP)   ## run every test
 
 fast: $(STAMP)   ## run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+vectors: $(STAMP) ## write the secure sum's known answers anew; the tests compare them
+	$(BIN)/python -m tests.vectors.generate
 
 check: lint types layers  ## lint, types, layers
 
