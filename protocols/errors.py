@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 __all__ = [
+    "FaultyBoxesError",
     "FaultyClientError",
     "FaultyServerError",
     "FaultySharesError",
@@ -70,7 +71,8 @@ class FaultyServerError(ProtocolError):
     """Seen by a client: what the server sent breaks a rule.
 
     A correct server would have refused whatever another client did wrong, so
-    the server (or whoever can write to its connection) is to blame.
+    the server (or whoever can write to its connection) is to blame. The one
+    thing it cannot check, what is inside a box, is ``FaultyBoxesError``.
     """
 
     def __init__(self, message: str, rule: str | None = None) -> None:
@@ -92,6 +94,22 @@ class FaultySharesError(ProtocolError):
         super().__init__(
             f"shares of {dealer} held by {', '.join(self.holders)} do not give the "
             f"secret it committed to: the dealer or a holder deviated (SA-506)"
+        )
+
+
+class FaultyBoxesError(ProtocolError):
+    """Seen by a client: too many boxes that it was sent do not open.
+
+    Proves that the server altered them or that their dealers sealed them wrong,
+    not which: the server cannot look into a box.
+    """
+
+    def __init__(self, dealers: Sequence[str], have: int, need: int) -> None:
+        self.dealers = tuple(dealers)
+        self.rule = "SA-206"
+        super().__init__(
+            f"boxes of {', '.join(self.dealers)} do not open, so that {have} clients "
+            f"are left and {need} are needed: they or the server deviated ({self.rule})"
         )
 
 

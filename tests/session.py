@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from protocols.errors import FaultyClientError, FaultyServerError, MessageError
+from protocols.errors import (
+    FaultyBoxesError,
+    FaultyClientError,
+    FaultyServerError,
+    MessageError,
+)
 from protocols.keys import SigningKey, generate_identity
 from protocols.ring import RingVector
 from protocols.secagg import client, server
@@ -131,7 +136,7 @@ class Session:
             return state
         try:
             self.states[name], message = self._client_step(phase, name, arrived)
-        except FaultyServerError as error:
+        except (FaultyServerError, FaultyBoxesError) as error:
             self.client_errors[name] = error
             return state
         self._remember(name)

@@ -14,7 +14,13 @@ from __future__ import annotations
 
 from protocols import kdf, labels, shamir
 from protocols.agreement import AgreementKey, KemSecret
-from protocols.errors import MessageError, MisuseError, blame_server
+from protocols.errors import (
+    FaultyBoxesError,
+    MessageError,
+    MisuseError,
+    RuleBrokenError,
+    blame_server,
+)
 from protocols.keys import SigningKey
 from protocols.prg import Stream
 from protocols.ring import RingVector
@@ -224,7 +230,8 @@ def mask_input(
     Raises:
         MisuseError: ``vector`` is not of this session's shape (SA-301).
         FaultyServerError: The delivery is malformed, of another session, from
-            strangers, or leaves fewer than the threshold (SA-204, SA-206).
+            strangers, or of fewer clients than are needed (SA-204, SA-206).
+        FaultyBoxesError: So few boxes open that fewer are left (SA-206).
     """
     require_state(state, KeysShared)
     seat, params = state.seat, state.seat.params
@@ -233,12 +240,16 @@ def mask_input(
     with blame_server():
         parsed = messages.Delivery.from_bytes(delivery, params.primitives)
         verify_session(seat.session, parsed.session)
-        shares, masks = _opened(state, parsed)
         # SA-206: with ourselves, at least the threshold; in a complete graph
         # these are all inputs that our masks cancel in.
-        params.require_threshold(len(shares) + 1, "SA-206")
-        if not params.degree:
-            params.require_cohort(len(shares) + 1, "SA-206")
+        need = params.threshold if params.degree else params.min_cohort
+        if len(parsed.boxes) + 1 < need:
+            raise RuleBrokenError("SA-206", "too few boxes were delivered")
+        shares, masks = _opened(state, parsed)
+    if len(shares) + 1 < need:
+        closed = [box.peer for box in parsed.boxes if box.peer not in shares]
+        names = [params.name_of(index) for index in closed]
+        raise FaultyBoxesError(names, len(shares) + 1, need)
     masked = vector.copy()
     add_masks(masked, masks, params.primitives, threads=threads)
     following = InputMasked(seat, state.context, shares, state.own_share)

@@ -312,7 +312,7 @@ def refusal_of(error, acting):
     }
     if type(error) is MessageError:
         found |= {"rule": "SA-010", "client": sender}
-    for name in ("client", "dealer", "holders", "have", "need"):
+    for name in ("client", "dealers", "dealer", "holders", "have", "need"):
         if hasattr(error, name):
             value = getattr(error, name)
             found[name] = list(value) if isinstance(value, tuple) else value

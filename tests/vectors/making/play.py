@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from protocols.errors import (
+    FaultyBoxesError,
     FaultyClientError,
     FaultyServerError,
     FaultySharesError,
@@ -234,6 +235,7 @@ class Game:
         try:
             yield
         except (
+            FaultyBoxesError,
             FaultyClientError,
             FaultyServerError,
             FaultySharesError,
@@ -255,6 +257,8 @@ def named(error: Exception, sender: str) -> dict[str, Any]:
     """The rule, and whom the error names."""
     if isinstance(error, FaultyServerError):
         return {"rule": error.rule}
+    if isinstance(error, FaultyBoxesError):
+        return {"rule": error.rule, "dealers": list(error.dealers)}
     if isinstance(error, FaultyClientError):
         return {"rule": error.rule, "client": error.client}
     if isinstance(error, FaultySharesError):
