@@ -104,6 +104,7 @@ class Session:
     tamper: Tamper | None = None
     models: Mapping[str, bytes] = field(default_factory=dict)  # if not MODEL
     seed: int = 0
+    threads: int = 1
 
     client_errors: dict[str, Exception] = field(default_factory=dict)
     server_errors: dict[str, Exception] = field(default_factory=dict)
@@ -118,10 +119,9 @@ class Session:
         for phase in PHASES:
             for name, down in downs.items():
                 closing = self.exchange(phase, name, down, closing)
-            result = CLOSE[phase](closing)
             if phase == "unmask":
-                return result
-            closing, downs = result
+                return server.close_reveals(closing, threads=self.threads)
+            closing, downs = CLOSE[phase](closing)
         raise AssertionError
 
     def exchange(self, phase: Phase, name: str, down: bytes, state: Any) -> Any:
@@ -174,7 +174,8 @@ class Session:
         if phase == "share-keys":
             return client.share_keys(state, down, randomness=fresh)
         if phase == "masked-input":
-            return client.mask_input(state, down, self.inputs[name])
+            vector = self.inputs[name]
+            return client.mask_input(state, down, vector, threads=self.threads)
         if phase == "confirm-survivors":
             return client.confirm_survivors(state, down)
         return client.unmask(state, down)
