@@ -29,7 +29,7 @@ from protocols.ring import RingVector
 from protocols.secagg import messages
 from protocols.secagg.boxes import Channels
 from protocols.secagg.client_states import Advertised, KeysShared
-from protocols.secagg.directory import Directory, bind, directory_root
+from protocols.secagg.directory import bind, directory_root
 from protocols.secagg.hybrid import open_vault
 from protocols.secagg.masks import (
     Mask,
@@ -69,13 +69,16 @@ class Knowledge:
     colluders: tuple[str, ...] = ()
 
     params: dict[bytes, SessionParams] = field(default_factory=dict)
-    directories: dict[bytes, Directory] = field(default_factory=dict)  # by context
+    directories: dict[bytes, dict[int, messages.Advertise]] = field(
+        default_factory=dict
+    )  # by context
     keys: dict[bytes, AgreementKey] = field(default_factory=dict)  # by public key
     recoveries: dict[bytes, bytes] = field(default_factory=dict)  # R by mask key
     shared: list[tuple[bytes, messages.ShareKeys]] = field(default_factory=list)
     reveals: list[messages.Unmask] = field(default_factory=list)
     inputs: list[Input] = field(default_factory=list)
     delivered: dict[tuple[bytes, int], dict[int, bytes]] = field(default_factory=dict)
+    offered: dict[bytes, KemSecret] = field(default_factory=dict)  # by colluders
 
     # ------------------------------------------------------------ what it saw
 
@@ -90,15 +93,23 @@ class Knowledge:
         self.keys[state.entry.mask_key] = mask_key_of(state.recovery, session, suite)
         self.recoveries[state.entry.mask_key] = state.recovery
 
-    def says(self, roster: bytes, params: SessionParams) -> None:
-        """The server sent this to somebody in place of a ``Roster``."""
+    def says(self, directory: bytes, params: SessionParams) -> None:
+        """The server sent this to somebody as directory."""
+        sparse = params.degree > 0
+        kind: Any = messages.Neighbourhood if sparse else messages.Roster
         try:
-            parsed = messages.Roster.from_bytes(roster, params.primitives)
+            parsed = kind.from_bytes(directory, params.primitives)
         except MessageError:
             return  # nobody takes it for a directory
-        directory = {entry.sender: entry for entry in parsed.entries}
-        root = directory_root(directory)
-        self.directories[bind(parsed.session, len(directory), root)] = directory
+        if sparse:
+            context = bind(parsed.session, parsed.size, parsed.root)
+            listed = [one.entry for one in parsed.listings]
+        else:
+            listed = parsed.entries
+            root = directory_root({entry.sender: entry for entry in listed})
+            context = bind(parsed.session, len(listed), root)
+        known = self.directories.setdefault(context, {})
+        known.update({entry.sender: entry for entry in listed})
 
     def delivers(self, state: Any, delivery: bytes) -> None:
         """A client is about to mask with what it offered and what was delivered."""
@@ -109,6 +120,8 @@ class Knowledge:
             parsed = messages.Delivery.from_bytes(delivery, suite)
         except MessageError:
             return
+        if state.seat.params.name_of(state.seat.index) in self.colluders:
+            self.offered.update({o.ciphertext: o for o in state.offered.values()})
         self.delivered[state.seat.session, state.seat.index] = {
             **{offer.peer: offer.ciphertext for offer in parsed.offers},
             **{peer: one.ciphertext for peer, one in state.offered.items()},
@@ -263,6 +276,8 @@ class Knowledge:
         context, low, high, ciphertext = name
         if not ciphertext:
             return None
+        if ciphertext in self.offered:
+            return self.offered[ciphertext]
         if end == high:
             return key.decapsulate(ciphertext)
         for where, message in self.shared:
@@ -341,6 +356,8 @@ class Knowledge:
         sums = self.sums()
         labels = {label for one in sums for label in one}
         names = sorted({name for name, _ in labels})
+        if len(sums) == 1:
+            return len(names)
         for size in range(1, len(names) + 1):
             for some in combinations(names, size):
                 if is_inside(sums, {label for label in labels if label[0] in some}):

@@ -101,7 +101,7 @@ SERVER_FAULTS = [
         lambda m: replace(
             m,
             confirmations=with_item(
-                m.confirmations, 4, replace(m.confirmations[4], signer=99)
+                m.confirmations, 3, replace(m.confirmations[3], signer=99)
             ),
         ),
         "SA-501",
