@@ -96,7 +96,8 @@ class SessionParams:
         suite: Number in ``suites.SUITES``.
         mode: Whether the server may deviate.
         degree: Neighbours of each client; 0 for a complete graph.
-        max_dropouts: In a sparse graph, how many clients may be missing.
+        max_dropouts: In a sparse graph, how many clients may leave, in all
+            phases together.
 
     Raises:
         MisuseError: The values contradict each other.

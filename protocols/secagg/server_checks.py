@@ -73,9 +73,10 @@ def closed(
     """The dropouts up to and including this phase, if enough clients are left.
 
     SA-016: until the sum is fixed every cohort holds enough inputs; afterwards
-    the threshold of confirmations and shares is enough.
+    the threshold of confirmations and shares is enough. In a sparse graph it must
+    be so in each neighbourhood, which only the bound on dropouts gives.
     """
-    late = phase in {"confirm-survivors", "unmask"}
+    late = phase in {"confirm-survivors", "unmask"} and not state.params.degree
     need = state.params.threshold if late else state.params.min_cohort
     if len(received) < need:
         raise TooFewSurvivorsError(len(received), need, phase)
