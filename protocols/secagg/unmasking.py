@@ -9,7 +9,9 @@ from hmac import compare_digest
 
 from protocols.agreement import AgreementKey, KemSecret
 from protocols.errors import (
+    FaultySharesError,
     MessageError,
+    ProtocolError,
     RuleBrokenError,
     TooFewSurvivorsError,
     blame_client,
@@ -65,7 +67,7 @@ def _rebuilt(
     """SA-505: a secret counts only if it matches what its dealer published."""
     params, entry = state.params, state.directory[dealer]
     if len(shares) < params.threshold:
-        raise TooFewSurvivorsError(len(shares), params.threshold, "unmask")
+        raise _shortage(state, dealer, shares)
 
     def is_right(secret: bytes) -> bool:
         if dealer in state.cohorts:
@@ -75,6 +77,23 @@ def _rebuilt(
         return compare_digest(key.public_bytes, entry.mask_key)
 
     return reconstruct(params, dealer, shares, is_right)
+
+
+def _shortage(
+    state: CollectingReveals, dealer: int, shares: Mapping[int, bytes]
+) -> ProtocolError:
+    """SA-506: a neighbour without a share got a box from the dealer, like all others.
+
+    It signed that the box did not open: the dealer deviated, or these neighbours.
+    """
+    params = state.params
+    near = params.graph(state.context).neighbours(dealer)
+    without = sorted(near & state.received.keys() - shares.keys())
+    if len(shares) + len(without) < params.threshold:
+        return TooFewSurvivorsError(len(shares), params.threshold, "unmask")
+    return FaultySharesError(
+        params.name_of(dealer), [params.name_of(holder) for holder in without]
+    )
 
 
 def leftover_masks(

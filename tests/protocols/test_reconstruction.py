@@ -7,10 +7,19 @@ from dataclasses import replace
 import pytest
 
 from protocols import shamir
-from protocols.errors import FaultySharesError
+from protocols.errors import FaultySharesError, TooFewSurvivorsError
 from protocols.prg import Stream
 from protocols.secagg.reconstruction import reconstruct
-from tests.protocols.tampering import BAD, blames_client, malicious, only, wrong_share
+from protocols.secagg.unmasking import rebuild_secrets
+from tests.protocols.tampering import (
+    BAD,
+    blames_client,
+    corrupted,
+    malicious,
+    only,
+    opened_until,
+    wrong_share,
+)
 from tests.session import healthy, make_params
 
 
@@ -41,6 +50,34 @@ def test_a_dealer_that_shares_another_secret_is_blamed(field):
     session.tamper = only("advertise-keys", "up", cheat)
     with blames_client(BAD, "SA-506"):
         session.play()
+
+
+def test_a_dealer_that_seals_few_good_boxes_and_leaves_is_named_with_the_others():
+    # One honest client masked with it, three could not: its R cannot be rebuilt.
+    def seal_badly(message):
+        bad = {2, 3, 4}
+        boxes = tuple(corrupted(b) if b.peer in bad else b for b in message.boxes)
+        return replace(message, boxes=boxes)
+
+    params = make_params(6, threshold=4)
+    session = malicious("share-keys", seal_badly, params=params)
+    session.leaves = {BAD: "masked-input"}
+    with pytest.raises(FaultySharesError) as caught:
+        session.play()
+    assert caught.value.dealer == BAD
+    assert caught.value.holders == ("site-2", "site-3", "site-4")
+
+
+def test_too_few_reveals_name_nobody():
+    session = healthy(params=make_params(6, threshold=4))
+    state, down = opened_until(session, "unmask")
+    for name, message in down.items():
+        state = session.exchange("unmask", name, message, state)
+    few = {index: state.received[index] for index in range(3)}
+    with pytest.raises(
+        TooFewSurvivorsError, match="3 clients are left in phase unmask"
+    ):
+        rebuild_secrets(replace(state, received=few))
 
 
 def dealt_shares(secret, params):
