@@ -240,7 +240,8 @@ def test_both_shares_asked_of_one_client(suite):
         attack.unmask(name, attack.confirmations(name, attack.everybody))
     reveals = attack.knowledge.reveals
     for unmask in reveals:
-        # One kind per dealer, and never a share of one's own R (SA-503).
+        # SA-502: one kind per dealer; SA-503: never a share of one's own R; SA-201:
+        # of b a share of one's own is there.
         assert [one.peer for one in unmask.reveals] == list(range(6))
         assert {one.kind for one in unmask.reveals} == {messages.REVEAL_SELF}
     attack.knowledge.assert_only_sums(1)

@@ -20,6 +20,7 @@ from tests.session import (
 
 
 def test_the_session_id_covers_every_parameter():
+    """SA-007."""
     base = make_params(6, threshold=4)
     roster = base.roster
     changes = [
@@ -45,6 +46,7 @@ def test_the_session_id_covers_every_parameter():
 
 
 def test_different_directories_give_nothing_in_common():
+    """SA-106."""
     # Honest rosters that differ in one member: contexts differ, no box opens.
     params = make_params(5)
     states, entries = {}, {}

@@ -86,6 +86,7 @@ def test_a_repeated_key_is_refused():
 
 
 def test_a_confirmation_of_another_list_is_refused():
+    """SA-404: it covers the list, although the message does not hold it."""
     session = healthy(5)
 
     def confirm_other(message):
@@ -100,6 +101,7 @@ def test_a_confirmation_of_another_list_is_refused():
 
 
 def test_a_box_that_does_not_open_names_the_pair_and_keeps_the_sum_right():
+    """SA-205: it counts as not sent; SA-304: the two are not both in the sum."""
     session = malicious(
         "share-keys",
         lambda m: replace(m, boxes=(*m.boxes[:-1], corrupted(m.boxes[-1]))),

@@ -117,6 +117,7 @@ def slow_masked(vector, applied, suite):
 @pytest.mark.parametrize("bits", [16, 32, 64])
 @pytest.mark.parametrize("lane", [0, 9])
 def test_masks_are_the_same_for_any_number_of_threads(suite, bits, lane):
+    """SA-302: one stream per key, read in whatever pieces."""
     applied = [masks.Mask(bytes([i]) * 32, negative=bool(i % 2)) for i in range(3)]
     for length in lengths(bits):
         plain = RingVector.zeros(length, lane, bits)

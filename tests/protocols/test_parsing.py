@@ -140,6 +140,7 @@ def test_a_step_refuses_the_state_of_another_phase():
 
 
 def test_a_failed_step_leaves_the_state_and_a_good_one_uses_it_up():
+    """SA-006, SA-507: an answered state leads on once and refers to nothing."""
     used = {}
 
     def keep(phase, way, name, message):
@@ -189,6 +190,7 @@ def test_an_older_server_state_cannot_count_an_input_twice():
 
 
 def test_arguments_of_our_own_caller():
+    """SA-005: fresh randomness; pinned identity, known name, whole digest."""
     params = make_params(4)
     stranger = SigningKey(bytes(32))
     for name, identity, model, fresh in [
@@ -244,6 +246,7 @@ def test_a_vector_of_another_shape_is_refused_and_nothing_is_spent():
     ],
 )
 def test_parameters_that_contradict_each_other_are_refused(changes):
+    """SA-001 (the roster), SA-002 (the threshold), SA-003 (names), SA-004 (widths)."""
     with pytest.raises(MisuseError):
         make_params(4, **changes)
 

@@ -39,6 +39,7 @@ def test_a_bad_share_without_spare_ones_names_everybody_concerned(late):
 
 @pytest.mark.parametrize("field", ["self_secret", "recovery"])
 def test_a_dealer_that_shares_another_secret_is_blamed(field):
+    """SA-505: what was published decides, not that the shares agree."""
     params = make_params(6, threshold=4)
     leaves = {BAD: "masked-input"} if field == "recovery" else {}
     session = healthy(params=params, leaves=leaves)

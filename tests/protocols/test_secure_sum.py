@@ -52,6 +52,7 @@ def first_shortage(session):
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_the_sum_is_the_plain_sum_or_nothing(session):
+    """SA-016: too few are refused; SA-508: all masks come off."""
     shortage = first_shortage(session)
     if shortage:
         with pytest.raises(TooFewSurvivorsError) as caught:

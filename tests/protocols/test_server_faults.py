@@ -129,6 +129,7 @@ def test_a_server_that_loses_one_box_sees_it_in_the_signed_cohort():
 
 
 def test_a_box_sent_back_to_its_sender_does_not_open():
+    """SA-202: one key per direction."""
     sent = {}
 
     def reflect(phase, way, name, message):
