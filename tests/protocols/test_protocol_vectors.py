@@ -332,7 +332,7 @@ MISUSE_ONLY = {
     "SA-004": "test_parsing.py, parameters that contradict each other",
     "SA-005": "test_parsing.py, arguments of our own caller",
     "SA-006": "test_parsing.py, a step refuses the state of another phase",
-    "SA-007": "test_tampering.py, the session id covers every parameter",
+    "SA-007": "test_binding.py, the session id covers every parameter",
     "SA-008": "test_stored.py",
 }
 
