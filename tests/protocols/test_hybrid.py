@@ -19,6 +19,7 @@ from tests.protocols.adversary import Adversary, watched
 from tests.protocols.knowledge import Knowledge
 from tests.protocols.tampering import (
     BAD,
+    blames_boxes_of,
     blames_client,
     blames_server,
     finished,
@@ -121,7 +122,6 @@ def test_an_altered_offer_costs_its_box_and_is_seen_in_the_cohort(how):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        (lambda m: replace(m, offers=()), "SA-206"),
         (lambda m: replace(m, boxes=m.boxes[1:]), "SA-204"),
         (
             lambda m: replace(m, offers=(*m.offers, replace(m.offers[0], peer=4))),
@@ -137,6 +137,16 @@ def test_a_server_that_withholds_or_invents_offers_is_blamed(change, rule):
     parsed = messages.Delivery.from_bytes(down["site-4"], HYBRID)
     with blames_server(rule):
         session._client_step("masked-input", "site-4", change(parsed).to_bytes())
+
+
+def test_without_any_offer_no_box_opens():
+    session = hybrid_session(5)
+    _, down = opened_until(session, "masked-input")
+    parsed = messages.Delivery.from_bytes(down["site-4"], HYBRID)
+    with blames_boxes_of(*(f"site-{i}" for i in range(4))):
+        session._client_step(
+            "masked-input", "site-4", replace(parsed, offers=()).to_bytes()
+        )
 
 
 # ------------------------------------------------------- a client that cheats in them

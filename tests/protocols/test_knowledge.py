@@ -75,8 +75,7 @@ def test_a_client_that_masks_only_with_the_colluders(suite, monkeypatch):
     attack = attacked(suite=suite)
     attack.all_share()
     with monkeypatch.context() as weak:  # without SA-206
-        weak.setattr(SessionParams, "require_cohort", lambda *_: None)
-        weak.setattr(SessionParams, "require_threshold", lambda *_: None)
+        weak.setattr(SessionParams, "min_cohort", 1)
         attack.mask(VICTIM, attack.delivery(VICTIM, [COLLUDER]))
     attack.knowledge.assert_nothing()  # its own mask is still there
     others = attack.everybody[1:]
