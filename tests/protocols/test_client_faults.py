@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from protocols.errors import FaultyClientError
+from protocols.errors import FaultyClientError, TooFewSurvivorsError
 from protocols.secagg import messages, server
 from protocols.secagg.confirmations import confirmed_context
 from protocols.secagg.params import PHASES
@@ -21,7 +21,15 @@ from tests.protocols.tampering import (
     sum_without,
     wrong_share,
 )
-from tests.session import CLOSE, RECEIVE, SUITE, assert_sum, healthy, identity_of
+from tests.session import (
+    CLOSE,
+    RECEIVE,
+    SUITE,
+    assert_sum,
+    healthy,
+    identity_of,
+    make_params,
+)
 
 LOW_ORDER = (1).to_bytes(32, "little")
 
@@ -110,6 +118,24 @@ def test_a_box_that_does_not_open_names_the_pair_and_keeps_the_sum_right():
     assert_sum(session, result, ["site-0", "site-1", "site-2", "site-3"])
     assert result.dropouts == {"site-4": "masked-input"}
     assert result.blamed == (server.Suspicion("SA-304", ("site-4", BAD)),)
+
+
+def test_a_member_whose_boxes_open_nowhere_is_in_every_noted_pair():
+    # It can stop a session if its input comes first; it is named, not prevented.
+    session = malicious(
+        "share-keys",
+        lambda m: replace(m, boxes=tuple(map(corrupted, m.boxes))),
+        params=make_params(6, threshold=4),
+    )
+    state, down = opened_until(session, "masked-input")
+    for name in (BAD, *(other for other in down if other != BAD)):
+        state = session.exchange("masked-input", name, down[name], state)
+    assert set(state.received) == {1}
+    others = [name for name in down if name != BAD]
+    pairs = tuple(server.Suspicion("SA-304", (name, BAD)) for name in others)
+    assert state.suspicions == pairs
+    with pytest.raises(TooFewSurvivorsError):
+        server.close_inputs(state)
 
 
 SECOND_MESSAGES = {

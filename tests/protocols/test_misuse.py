@@ -23,6 +23,11 @@ def test_keys_have_32_bytes(key, size):
         key(bytes(size))
 
 
+def test_an_exchange_with_a_point_of_low_order_is_refused_even_unverified():
+    with pytest.raises(MessageError, match="low order"):
+        ExchangeKey(b"a" * 32).exchange((1).to_bytes(32, "little"))
+
+
 @pytest.mark.parametrize("offset", [-64, 1, 16, 63, 2**38])
 def test_a_stream_is_entered_at_whole_blocks(offset):
     with pytest.raises(MisuseError, match="cannot be entered"):
