@@ -87,12 +87,6 @@ class RingVector:
         np.add(self.body, other.body, out=self.body)
         np.add(self.lane, other.lane, out=self.lane)
 
-    def add(self, other: RingVector) -> RingVector:
-        """The sum as a new vector."""
-        total = self.copy()
-        total.add_in_place(other)
-        return total
-
     def to_bytes(self) -> bytes:
         """The lane, then the body; every element little-endian."""
         return b"".join((self.lane.data, self.body.data))

@@ -7,7 +7,7 @@ cannot reach site data, models or training (an import contract).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class SecureSum:
         silent: Survivors that answered no more after their masked input, and the
             last phase they answered; the others' shares opened the sum.
         saturated: Numbers cut by the codec, summed over the survivors.
+        suspected: Sentences that name groups of sites of which one deviated.
     """
 
     mean: Tensors
@@ -46,6 +47,7 @@ class SecureSum:
     dropouts: Mapping[str, str]
     silent: Mapping[str, str]
     saturated: int
+    suspected: tuple[str, ...] = ()
 
 
 class Coordinator:
@@ -99,12 +101,15 @@ class Coordinator:
                 self._phase,
                 sorted(self.blamed),
                 f"{error}; the adapter of the round before stands. Start the next "
-                "round when more sites are reachable",
+                "round when more sites are reachable"
+                + "".join(f". {one}" for one in self._suspected()),
             ) from error
         except FaultySharesError as error:
             raise RoundAbortedError(
                 self._phase, (error.dealer, *error.holders), str(error)
             ) from error
+        except FaultyClientError as error:
+            raise RoundAbortedError(self._phase, (error.client,), str(error)) from error
         following = next(self._steps, None)
         if following is None:
             self.result = self._decode(closed)
@@ -113,6 +118,9 @@ class Coordinator:
         self._phase, self._take, self._end = following
         self.bytes_down += sum(len(message) for message in outgoing.values())
         return dict(outgoing)
+
+    def _suspected(self) -> tuple[str, ...]:
+        return _sentences(getattr(self._state, "suspicions", ()))
 
     def _decode(self, closed: secagg.SumResult) -> SecureSum:
         survivors = tuple(sorted(closed.survivors))
@@ -137,7 +145,14 @@ class Coordinator:
                 if self._answered[name] != _PHASES[-1][0]
             },
             saturated=lane.saturated,
+            suspected=_sentences(closed.blamed),
         )
+
+
+def _sentences(suspicions: Iterable[secagg.Suspicion]) -> tuple[str, ...]:
+    return tuple(
+        f"One of {', '.join(one.clients)} deviated ({one.rule})" for one in suspicions
+    )
 
 
 _Take = Callable[[Any, str, bytes], Any]

@@ -136,6 +136,8 @@ def play_round(
     result = stage.coordinator.result
     if result is None:
         raise RoundAbortedError("unmask", (), "no sum was opened")
+    for sentence in result.suspected:
+        progress.note(sentence)
     return RoundResult(
         result=result,
         updates={name: updates[name] for name in result.survivors},

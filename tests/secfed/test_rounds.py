@@ -21,8 +21,14 @@ from small import (
     small_study,
 )
 
+from protocols.errors import (
+    FaultyClientError,
+    FaultySharesError,
+    TooFewSurvivorsError,
+)
 from protocols.keys import generate_identity
 from protocols.ring import RingVector
+from protocols.secagg.server import Suspicion
 from secfed.client import BudgetGuard, NoGuard, Site, SiteRound
 from secfed.codec import Codec
 from secfed.data import StudyData
@@ -244,7 +250,10 @@ def sum_of_encodings() -> tuple[Coordinator, Any]:
         total.add_in_place(RingVector(body=vector, lane=codec.lane.encode(0)))
     coordinator = Coordinator(params, bytes(32), codec)
     coordinator._answered = dict.fromkeys(NAMES, "unmask")
-    return coordinator, SimpleNamespace(total=total, survivors=NAMES)
+    closed = SimpleNamespace(
+        total=total, survivors=NAMES, blamed=[Suspicion("SA-304", NAMES[:2])]
+    )
+    return coordinator, closed
 
 
 def test_a_sum_that_no_sites_add_up_to_aborts_the_round() -> None:
@@ -261,6 +270,30 @@ def test_a_sum_that_no_sites_add_up_to_aborts_the_round() -> None:
             coordinator._decode(closed)
         assert caught.value.phase == "unmask"
         array[index] = before
+
+
+def test_who_deviated_is_said_with_the_sum_and_with_the_abort() -> None:
+    coordinator, closed = sum_of_encodings()
+    sentence = f"One of {NAMES[0]}, {NAMES[1]} deviated (SA-304)"
+    assert coordinator._decode(closed).suspected == (sentence,)
+    coordinator._state = SimpleNamespace(suspicions=closed.blamed)
+    for error, blamed, text in (
+        (TooFewSurvivorsError(2, 3, "masked-input"), (), sentence),
+        (FaultyClientError(NAMES[2], "a vault", "SA-509"), NAMES[2:3], "SA-509"),
+        (FaultySharesError(NAMES[0], NAMES[1:2]), NAMES[:2], "SA-506"),
+    ):
+        coordinator._end = failing(error)
+        with pytest.raises(RoundAbortedError) as caught:
+            coordinator.close()
+        assert caught.value.blamed == blamed
+        assert text in str(caught.value)
+
+
+def failing(error: Exception) -> Callable[[Any], Any]:
+    def end(_state: Any) -> Any:
+        raise error
+
+    return end
 
 
 def test_traffic_is_what_was_sent() -> None:
