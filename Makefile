@@ -4,9 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-BENCH  ?= --full-flwr
-
-.PHONY: help setup demo test fast vectors check lint types layers bench-secagg clean
+.PHONY: help setup demo test fast coverage vectors check lint types layers bench-secagg clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +30,10 @@ test: $(STAMP)   ## run every test
 fast: $(STAMP)   ## run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
+coverage: $(STAMP) ## every branch of protocols/ is taken by its tests
+	$(BIN)/python -m coverage run -m pytest tests/protocols -m "not slow"
+	$(BIN)/python -m coverage report
+
 vectors: $(STAMP) ## write the secure sum's known answers anew; the tests compare them
 	$(BIN)/python -m tests.vectors.generate
 
@@ -47,8 +49,8 @@ types: $(STAMP)  ## mypy, strict
 layers: $(STAMP) ## import-linter
 	$(BIN)/lint-imports
 
-bench-secagg: $(STAMP)  ## measure the secure sum, an hour; BENCH=--quick, seconds
+bench-secagg: $(STAMP)  ## measure the secure sum; BENCH=--quick: seconds, BENCH=--full-flwr: an hour
 	$(BIN)/python -m benchmarks.secagg $(BENCH) --json runs/bench-secagg.json --chart runs/bench-secagg.svg
 
 clean:           ## remove the virtual environment and caches, never runs/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
