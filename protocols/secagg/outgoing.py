@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from protocols import merkle
 from protocols.secagg import messages
+from protocols.secagg.params import SessionParams
 from protocols.secagg.server_checks import to_each
 from protocols.secagg.server_states import (
     CollectingConfirmations,
@@ -16,7 +17,29 @@ from protocols.secagg.server_states import (
 __all__ = ["deliveries", "encapsulations_of", "published", "relayed_confirmations"]
 
 
-def published(state: CollectingShares, root: bytes) -> dict[str, bytes]:
+class _Outgoing(Mapping[str, bytes]):
+    """Messages that are made when they are asked for: all together are large."""
+
+    def __init__(
+        self,
+        params: SessionParams,
+        indices: Iterable[int],
+        make: Callable[[int], bytes],
+    ) -> None:
+        self._indices = {params.name_of(index): index for index in indices}
+        self._make = make
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._make(self._indices[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+def published(state: CollectingShares, root: bytes) -> Mapping[str, bytes]:
     """Phase 0: the directory, or in a sparse graph each one's part of it."""
     params, directory = state.params, state.directory
     if not params.degree:
@@ -26,19 +49,19 @@ def published(state: CollectingShares, root: bytes) -> dict[str, bytes]:
     graph = params.graph(state.context)
     tree = merkle.Tree([entry.to_bytes() for entry in directory.values()])
     position = {index: place for place, index in enumerate(directory)}
-    parts = {}
-    for index in directory:
+
+    def part(index: int) -> bytes:
         listings = tuple(
             messages.Listing(
                 directory[near], position[near], tree.inclusion_proof(position[near])
             )
             for near in sorted(graph.closed(index) & directory.keys())
         )
-        part = messages.Neighbourhood(
+        return messages.Neighbourhood(
             params.primitives, state.session, len(directory), root, listings
-        )
-        parts[params.name_of(index)] = part.to_bytes()
-    return parts
+        ).to_bytes()
+
+    return _Outgoing(params, directory, part)
 
 
 def deliveries(state: CollectingShares) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ that client. ``close_…`` raises ``TooFewSurvivorsError`` below the threshold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from protocols.errors import MessageError, RuleBrokenError, blame_client
@@ -100,7 +101,7 @@ def receive_keys(state: CollectingKeys, client: str, message: bytes) -> Collecti
     return replace(state, received=received, taken=taken)
 
 
-def close_keys(state: CollectingKeys) -> tuple[CollectingShares, dict[str, bytes]]:
+def close_keys(state: CollectingKeys) -> tuple[CollectingShares, Mapping[str, bytes]]:
     """End phase 0: everybody who advertised gets the directory (U1)."""
     require_state(state, CollectingKeys)
     everybody = range(len(state.params.roster))
