@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test fast coverage vectors check lint types layers bench-secagg clean
+.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,12 @@ coverage: $(STAMP) ## every branch of protocols/ is taken by its tests
 
 vectors: $(STAMP) ## write the secure sum's known answers anew; the tests compare them
 	$(BIN)/python -m tests.vectors.generate
+
+fuzz: $(STAMP)   ## a million mutated messages and records, on both cores
+	$(BIN)/python -m tests.protocols.fuzz
+
+exhaustive: $(STAMP) ## every reachable state of secure sums of 3 to 5 clients
+	$(BIN)/python -m tests.protocols.exhaustive
 
 check: lint types layers  ## lint, types, layers
 
