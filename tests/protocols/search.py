@@ -21,7 +21,7 @@ Three reductions. None loses a reachable state that differs in what is known.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations, product
 
@@ -177,7 +177,7 @@ class Search:
             node = replace(node, survivors=state.survivors)
         return self.nodes.setdefault(node.key, node)
 
-    def _explore(self, menu: object) -> None:
+    def _explore(self, menu: Callable[[Node], Iterator[tuple[bytes, int]]]) -> None:
         """Give every client that is due for this menu all of its messages."""
         phase = 1 + max(len(node.sent) for node in self.nodes.values())
         due = [node for node in self.nodes.values() if len(node.sent) == phase - 1]
