@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations, product
 
-from protocols.errors import FaultyServerError
+from protocols.errors import FaultyBoxesError, FaultyServerError
 from protocols.secagg import client, messages, stored
 from protocols.secagg.client_states import Finished
 from protocols.secagg.directory import Directory
@@ -152,7 +152,7 @@ class Search:
                 randomness=randomness("answer", node.client, message),
                 vector=self.inputs[node.client],
             )
-        except FaultyServerError:
+        except (FaultyBoxesError, FaultyServerError):
             if record.to_bytes() != node.record:
                 raise Violation("a refused message changes nothing", node) from None
             return None

@@ -119,18 +119,19 @@ def test_a_list_with_clients_not_masked_with_opens_one_input(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rule", "size"),
-    [("SA-206", (4, 3, 1)), ("SA-403", (3, 2, 0))],
+    ("step", "size"),
+    [("mask_input", (4, 3, 1)), ("confirm_survivors", (3, 2, 0))],
 )
-def test_without_a_bound_too_few_inputs_are_in_a_sum(monkeypatch, rule, size):
-    for name in ("require_cohort", "require_threshold"):
-        real = getattr(SessionParams, name)
+def test_without_a_bound_too_few_inputs_are_in_a_sum(monkeypatch, step, size):
+    """SA-206 and SA-403 in turn."""
+    real = getattr(client, step)
 
-        def lenient(params, have, cited, real=real):
-            if cited != rule:
-                real(params, have, cited)
+    def lenient(*arguments, **more):
+        with monkeypatch.context() as patch:
+            patch.setattr(SessionParams, "min_cohort", 1)
+            return real(*arguments, **more)
 
-        monkeypatch.setattr(SessionParams, name, lenient)
+    monkeypatch.setattr(client, step, lenient)
     colluders = tuple(range(size[0] - size[2], size[0]))
     assert_broken(Search(tiny(*size), colluders, 0), COHORT)
 
