@@ -1,6 +1,6 @@
 """Mutated messages against the steps of both roles.
 
-A client may only blame the server, the server only a client or the bytes, and a
+A client may only blame the server (and the dealers of boxes), the server only a client or the bytes, and a
 refused message changes nothing. Some inputs are signed again after the mutation,
 as a malicious member would, to get behind the signature checks.
 """
@@ -19,6 +19,7 @@ from typing import Any
 from numpy import ndarray
 
 from protocols.errors import (
+    FaultyBoxesError,
     FaultyClientError,
     FaultyServerError,
     FaultySharesError,
@@ -101,7 +102,7 @@ def _client(tape: Tape, step: ClientStep, message: bytes) -> str:
     record = tape.restored(step.name, step.record)
     try:
         following = tape.answered(record, step.name, message)
-    except FaultyServerError:
+    except (FaultyBoxesError, FaultyServerError):
         assert record.to_bytes() == step.record, f"changed by {message.hex()}"
         return "client refuses"
     except Exception as error:
