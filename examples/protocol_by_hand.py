@@ -17,7 +17,7 @@ import hashlib
 import secrets
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from protocols.secagg import messages, server, stored
 from protocols.secagg.params import PHASES, Member, SessionParams, default_threshold
 
 Numbers = NDArray[np.uint32]
+Outgoing = Mapping[str, bytes]
 LENGTH = 6  # numbers in each hospital's vector
 MODEL_DIGEST = hashlib.sha256(b"the model that everybody received").digest()
 
@@ -170,7 +171,7 @@ def present(hospitals: list[Hospital], phase: str) -> list[Hospital]:
     return [one for one in hospitals if one.silent_from not in after]
 
 
-def post(hospitals: list[Hospital], what: str, outgoing: dict[str, bytes]) -> None:
+def post(hospitals: list[Hospital], what: str, outgoing: Outgoing) -> None:
     """Put the server's messages into the inboxes."""
     for one in hospitals:
         if one.name in outgoing:
@@ -210,15 +211,15 @@ def report(hospitals: list[Hospital], result: server.SumResult) -> int:
 
 # ---------------------------------------------------------- a server that cheats
 
-Cheat = Callable[[SessionParams, dict[str, bytes]], dict[str, bytes]]
+Cheat = Callable[[SessionParams, Outgoing], Outgoing]
 
 
-def honest(_params: SessionParams, outgoing: dict[str, bytes]) -> dict[str, bytes]:
+def honest(_params: SessionParams, outgoing: Outgoing) -> Outgoing:
     """Relay everything as it is."""
     return outgoing
 
 
-def swap_key(params: SessionParams, outgoing: dict[str, bytes]) -> dict[str, bytes]:
+def swap_key(params: SessionParams, outgoing: Outgoing) -> Outgoing:
     """Show everybody another mask key in place of the last hospital's."""
 
     def swapped(message: bytes) -> bytes:
@@ -230,7 +231,7 @@ def swap_key(params: SessionParams, outgoing: dict[str, bytes]) -> dict[str, byt
     return changed(outgoing, messages.Roster.tag, swapped)
 
 
-def split_view(params: SessionParams, outgoing: dict[str, bytes]) -> dict[str, bytes]:
+def split_view(params: SessionParams, outgoing: Outgoing) -> Outgoing:
     """Tell the first hospital that the last one dropped, and the others that not."""
     first = params.roster[0].name
 
@@ -244,7 +245,7 @@ def split_view(params: SessionParams, outgoing: dict[str, bytes]) -> dict[str, b
     return changed(outgoing, messages.Survivors.tag, shortened, only_first=True)
 
 
-def both_shares(params: SessionParams, outgoing: dict[str, bytes]) -> dict[str, bytes]:
+def both_shares(params: SessionParams, outgoing: Outgoing) -> Outgoing:
     """After the reveals, ask again with the last hospital declared dropped."""
     if outgoing:
         return outgoing
@@ -256,12 +257,12 @@ def both_shares(params: SessionParams, outgoing: dict[str, bytes]) -> dict[str, 
 
 
 def changed(
-    outgoing: dict[str, bytes],
+    outgoing: Outgoing,
     tag: int,
     change: Callable[[bytes], bytes],
     *,
     only_first: bool = False,
-) -> dict[str, bytes]:
+) -> Outgoing:
     """The messages of one type replaced, for everybody or for the first only."""
     chosen = set(list(outgoing)[:1] if only_first else outgoing)
     return {
