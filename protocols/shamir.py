@@ -93,7 +93,7 @@ def interpolate(points: Sequence[int], shares: Sequence[bytes], at: int) -> byte
 
 def verify_share(share: bytes) -> bytes:
     """Return ``share`` if it is the canonical encoding of twelve field elements."""
-    _values_of(share)
+    _values_of([share])
     return share
 
 
@@ -101,7 +101,7 @@ def _interpolate(points: Sequence[int], shares: Sequence[bytes], at: int) -> Int
     _require_points(points)
     if not 1 <= len(points) == len(shares) <= MAX_THRESHOLD:
         raise MisuseError("one share per point, at most 512")
-    values = np.stack([_values_of(share) for share in shares])
+    values = _values_of(shares)
     return _product(_lagrange(tuple(points), at), values).reshape(-1)
 
 
@@ -188,10 +188,12 @@ def _share_of(values: Integers) -> bytes:
     return values.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :LIMB_BYTES].tobytes()
 
 
-def _values_of(share: bytes) -> Integers:
-    if len(share) != SHARE_BYTES:
+def _values_of(shares: Sequence[bytes]) -> Integers:
+    """One row of twelve field elements for each share."""
+    if any(len(share) != SHARE_BYTES for share in shares):
         raise MessageError(f"a share has {SHARE_BYTES} bytes")
-    raw = np.frombuffer(share, dtype=np.uint8).reshape(LIMBS, LIMB_BYTES)
+    raw = np.frombuffer(b"".join(shares), dtype=np.uint8)
+    raw = raw.reshape(len(shares), LIMBS, LIMB_BYTES)
     values = raw.astype(np.int64) @ np.array([1, 1 << 8, 1 << 16], dtype=np.int64)
     if int(values.max()) >= PRIME:
         raise MessageError("share is not canonical")
