@@ -147,7 +147,7 @@ def serve(case: Case, pipe: _Pipe) -> None:
         pipe.send(_LENGTH.pack(len(downs)))
         for name in list(downs):
             pipe.send(name.encode())
-            pipe.send(downs.pop(name))
+            pipe.send(downs[name])
     result = server.close_reveals(state)
     pipe.send(json.dumps({"before": before, "peak": peak_memory_bytes()}).encode())
     pipe.send(result.total.to_bytes())

@@ -10,7 +10,7 @@ vectors again for every rate.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,7 +136,7 @@ class Session:
         self.names = [member.name for member in self.params.roster]
         self.played = Played(case)
         self.clients: dict[str, Any] = {}
-        self.downs: dict[str, bytes] = {}  # what the server sent last
+        self.downs: Mapping[str, bytes] = {}  # what the server sent last
         self._servers: dict[int, Any] = {}  # by percent of dropouts
         self._expected: dict[int, RingVector] = {}
         self._tick = tick
@@ -227,7 +227,7 @@ class Session:
         self, name: str, step: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> bytes:
         """A client's step on what the server sent it last."""
-        down = self.downs.pop(name)
+        down = self.downs[name]
         state = self.clients[name]
         self._note(self.played.down, step, len(down))
         return self._advance(name, step, state, down, *args, **kwargs)
