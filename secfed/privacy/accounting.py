@@ -26,6 +26,7 @@ from secfed.privacy.events import (
     DpEvent,
     event_from_json,
     event_to_json,
+    group_event,
     merge,
     sampled_gaussian,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "event_from_json",
     "event_to_json",
     "fits",
+    "group_event",
     "guarantee",
     "sampled_gaussian",
     "smallest_noise_multiplier",

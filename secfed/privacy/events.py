@@ -7,6 +7,7 @@ approximated.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ __all__ = [
     "Merged",
     "event_from_json",
     "event_to_json",
+    "group_event",
     "merge",
     "sampled_gaussian",
 ]
@@ -42,6 +44,52 @@ def sampled_gaussian(
     event = dp_accounting.SelfComposedDpEvent(step, steps)
     merge([event])
     return event
+
+
+def group_event(event: DpEvent, size: int) -> DpEvent:
+    """What an event costs a group of up to ``size`` units, pessimistically.
+
+    A step holds none of the group with probability (1 - q)**size. Otherwise the
+    group moves the sum by some vector v no longer than size * C. For every v the
+    step is a sampled Gaussian with the rate 1 - (1 - q)**size, the worst |v| is
+    size * C, and a mixture over v is no worse than its worst v (the divergences
+    behind epsilon and delta are jointly convex). So we charge that rate at the
+    noise sigma / size. The tight answer is a mixture of Gaussians (Ganesh,
+    arXiv:2401.10294); ours is above it.
+
+    Raises:
+        PlanError: The event is unknown, ``size`` is not a positive integer, or
+            the group is too large for the noise.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise PlanError(f"a group has a positive number of records, not {size!r}")
+    merge([event])
+    grouped = _grouped(event, size) if size > 1 else event
+    merge([grouped])
+    return grouped
+
+
+def _grouped(event: DpEvent, size: int) -> DpEvent:
+    match event:
+        case dp_accounting.GaussianDpEvent():
+            return dp_accounting.GaussianDpEvent(event.noise_multiplier / size)
+        case dp_accounting.PoissonSampledDpEvent():
+            return dp_accounting.PoissonSampledDpEvent(
+                _any_of(event.sampling_probability, size), _grouped(event.event, size)
+            )
+        case dp_accounting.SelfComposedDpEvent():
+            return dp_accounting.SelfComposedDpEvent(
+                _grouped(event.event, size), event.count
+            )
+    return dp_accounting.ComposedDpEvent([_grouped(p, size) for p in event.events])
+
+
+def _any_of(probability: float, size: int) -> float:
+    """1 - (1 - probability)**size, rounded up and at most 1."""
+    if probability == 1:
+        return 1.0
+    exact = -math.expm1(size * math.log1p(-probability))
+    return min(1.0, exact * (1 + 1e-12))
 
 
 def event_to_json(event: DpEvent) -> dict[str, object]:
