@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 from rich.text import Text
 
-from secfed.cli.output import plain_table, print_json, show
-from secfed.errors import RunDirectoryError, VerificationError
+from secfed.cli.output import print_json, show
+from secfed.errors import VerificationError
 
 if TYPE_CHECKING:
     from secfed.verify import VerificationReport
 
-__all__ = ["budget", "report", "strategies", "verify", "version"]
+__all__ = ["report", "strategies", "verify", "version"]
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
-_BUDGET_NAME = "budget.sqlite"
 
 
 def report(
@@ -44,43 +41,6 @@ def report(
         print_json({"report": str(path)})
     else:
         show(f"report: {path}")
-
-
-def budget(
-    run_or_file: Annotated[
-        Path,
-        typer.Argument(metavar="RUN_OR_FILE", help="A run directory or budget file."),
-    ],
-    *,
-    history: Annotated[
-        bool, typer.Option("--history", help="Also list every charge.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show what each site has spent of its privacy budget.
-
-    Example: secfed budget runs/my-demo/private/sites/city-trauma/budget.sqlite
-    """
-    accounts = [
-        account for path in _budget_files(run_or_file) for account in _accounts(path)
-    ]
-    if as_json:
-        print_json({"budgets": accounts})
-        return
-    columns = {
-        "site": "left",
-        "population": "left",
-        "unit": "left",
-        "epsilon spent": "right",
-        "limit": "right",
-        "left": "right",
-        "delta": "right",
-        "charges": "right",
-    }
-    show(plain_table("Privacy budgets", columns, [_account_row(a) for a in accounts]))
-    show("A reserved round costs as much as a finished one and is never given back.")
-    if history:
-        show("", _history_table(accounts))
 
 
 def strategies(*, as_json: AsJson = False) -> None:
@@ -190,109 +150,3 @@ def _show_pin(result: VerificationReport) -> None:
         )
     if result.passed:
         show("verified")
-
-
-def _budget_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise RunDirectoryError(
-            f"{path}: no such file or directory; give a run directory or a "
-            f"{_BUDGET_NAME}"
-        )
-    found = sorted(path.rglob(_BUDGET_NAME))
-    if not found:
-        raise RunDirectoryError(
-            f"{path}: no {_BUDGET_NAME} in it; give the run's top directory or the "
-            "budget_dir of site.toml (private/ stays at the site and is not part of a "
-            "copy)"
-        )
-    return found
-
-
-def _accounts(path: Path) -> list[dict[str, Any]]:
-    from secfed.privacy.accounting import event_to_json  # noqa: PLC0415
-    from secfed.privacy.budget import Budget  # noqa: PLC0415
-
-    held = Budget(path, _owner(path), create=False)
-    accounts = []
-    for population in held.populations():
-        # Read only: opening with the limits that are there changes nothing.
-        held.open(
-            population.name, population.unit, population.max_epsilon, population.delta
-        )
-        charges = held.history()
-        accounts.append(
-            {
-                "site": held.site,
-                "file": str(path),
-                "population": population.name,
-                "unit": population.unit,
-                "epsilon_spent": held.spent_epsilon() if charges else 0.0,
-                "max_epsilon": population.max_epsilon,
-                "epsilon_left": held.remaining(),
-                "delta": population.delta,
-                "charges": [
-                    {
-                        "run": charge.run_id,
-                        "round": charge.round,
-                        "state": charge.state,
-                        "reserved_at": charge.reserved_at,
-                        "study_digest": charge.study_digest,
-                        "event": event_to_json(charge.event),
-                    }
-                    for charge in charges
-                ],
-            }
-        )
-    return accounts
-
-
-def _owner(path: Path) -> str:
-    """The site that a budget file names as its own; ``Budget`` checks the rest."""
-    from secfed.privacy.budget import BudgetFileError  # noqa: PLC0415
-
-    location = f"{path.resolve().as_uri()}?mode=ro"
-    try:
-        with closing(sqlite3.connect(location, uri=True)) as database:
-            row = database.execute("SELECT name FROM site").fetchone()
-    except sqlite3.Error as error:
-        raise BudgetFileError(f"{path}: not a budget file ({error})") from error
-    return str(row[0]) if row else ""
-
-
-def _account_row(account: dict[str, Any]) -> list[str]:
-    from secfed.report.tables import round_up  # noqa: PLC0415
-
-    return [
-        account["site"],
-        account["population"],
-        account["unit"],
-        round_up(account["epsilon_spent"]),
-        f"{account['max_epsilon']:g}",
-        f"{account['epsilon_left']:.2f}",
-        f"{account['delta']:g}",
-        str(len(account["charges"])),
-    ]
-
-
-def _history_table(accounts: list[dict[str, Any]]) -> Any:
-    columns = {
-        "site": "left",
-        "reserved at": "left",
-        "run": "left",
-        "round": "right",
-        "state": "left",
-    }
-    rows = [
-        [
-            account["site"],
-            charge["reserved_at"],
-            charge["run"],
-            str(charge["round"]),
-            charge["state"],
-        ]
-        for account in accounts
-        for charge in account["charges"]
-    ]
-    return plain_table("Charges", columns, rows)

@@ -307,6 +307,19 @@ def test_budget_shows_what_was_reserved(budget_run):
     assert result.exit_code == 0
     for word in ("north", "patients", "run-1/ffa-lora", "reserved", "8"):
         assert word in result.stdout
+    assert "alarm" not in result.stdout
+
+
+def test_budget_gives_alarms(budget_run):
+    file = next(budget_run.rglob("budget.sqlite"))
+    spent = Budget.read(file)[0].spent_epsilon
+    for share, alarm in ((0.3, 0), (0.55, 50), (0.85, 80), (1.2, 100)):
+        Budget(file, "north").open("patients", "record", spent / share, 1e-5)
+        (account,) = json.loads(call("budget", file, "--json").stdout)["budgets"]
+        assert account["alarm"] == alarm
+        assert 100 * share <= account["percent"] <= 100 * share + 1
+        shown = call("budget", "show", file).stdout
+        assert (f"alarm, {alarm} % reached: north" in shown) == bool(alarm)
 
 
 def test_reading_a_budget_changes_nothing(budget_run):

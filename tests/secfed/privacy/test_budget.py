@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -13,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import dp_accounting
 import pytest
 
+from secfed.canonical import canonical_json
 from secfed.errors import BudgetExceededError, PlanError, PolicyError
-from secfed.privacy.accounting import epsilon, sampled_gaussian
+from secfed.privacy.accounting import epsilon, group_event, sampled_gaussian
 from secfed.privacy.budget import Budget, BudgetFileError
+from secfed.privacy.chain import Link, extended
 
 DELTA = 1e-5
 ROUND = sampled_gaussian(0.05, 1.0, 10)
@@ -252,20 +255,22 @@ def test_the_file_is_private_whatever_the_umask(path):
         opened(path)
     finally:
         os.umask(previous)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.chmod(0o644)
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == [path.name, f"{path.name}.log"]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
+    for file in files:
+        file.chmod(0o644)
     opened(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
 
 
 def test_a_reservation_cannot_be_deleted_or_changed(path):
     opened(path).reserve("digest", "run", 1, ROUND)
     with sqlite3.connect(path) as database:
         for statement in (
-            "DELETE FROM reservations",
-            "UPDATE reservations SET event = '{}'",
-            "UPDATE reservations SET population = 'other'",
+            "DELETE FROM log",
+            "UPDATE log SET entry = '{}'",
+            "UPDATE log SET sequence = 7 WHERE sequence = 2",
         ):
             with pytest.raises(sqlite3.IntegrityError, match="never"):
                 database.execute(statement)
@@ -298,30 +303,54 @@ def test_a_damaged_file_is_refused(path):
     budget.reserve("digest", "run", 1, ROUND)
     whole = path.read_bytes()
     path.write_bytes(whole[:-4096])
-    refused(path, match="cannot be read")
+    refused(path, match="cannot be used")
     page = len(whole) // 4096 - 1
     path.write_bytes(whole[: page * 4096] + os.urandom(4096))
-    refused(path, match="cannot be read")
+    refused(path, match="cannot be used")
     path.write_bytes(whole)
     assert opened(path).spent_epsilon() == ONE
 
 
-def test_a_damaged_event_stops_all_spending(path):
-    opened(path)
+def forged(path, entry):
+    """A database with one more entry that is chained correctly."""
+    lines = path.with_name(f"{path.name}.log").read_bytes().splitlines()
+    rows = [json.loads(line) for line in lines]
+    links = [Link(row["sequence"], row["head"], row["entry"]) for row in rows]
+    link = extended(links, entry)
     with sqlite3.connect(path) as database:
-        database.execute(
-            "INSERT INTO reservations (population, study_digest, run_id, round, event,"
-            " reserved_at) VALUES ('patients', 'd', 'r', 1, '{\"event\": 1}', 'now')"
-        )
+        row = (link.sequence, link.head, canonical_json(entry).decode())
+        database.execute("INSERT INTO log VALUES (?, ?, ?)", row)
     database.close()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kind": "refund", "reservation": 2},
+        {"kind": "spend", "reservation": 99, "at": "now"},
+        {"kind": "reserve", "population": "patients", "event": {"event": 1}},
+        {
+            "kind": "population",
+            "name": "patients",
+            "unit": "person",
+            "max_epsilon": 1.0,
+            "delta": 0.1,
+        },
+        {"kind": "store", "site": "south"},
+    ],
+)
+def test_a_damaged_event_stops_all_spending(path, entry):
     budget = opened(path, limit=8.0)
+    forged(path, entry)
     for use in (
         budget.spent_epsilon,
         budget.history,
         lambda: budget.can_afford([]),
         lambda: budget.reserve("digest", "run", 2, ROUND),
+        lambda: Budget(path, "north"),
+        lambda: Budget.read(path),
     ):
-        with pytest.raises(BudgetFileError, match="cannot be read"):
+        with pytest.raises(BudgetFileError, match="cannot be used"):
             use()
 
 
@@ -346,3 +375,125 @@ def test_a_file_removed_while_open_is_not_replaced_by_an_empty_one(path):
     with pytest.raises(BudgetFileError):
         budget.reserve("digest", "run", 1, ROUND)
     assert not path.exists()
+
+
+# One unit per population
+
+
+def test_records_are_charged_to_persons_by_their_cap(path):
+    limit = 1.01 * epsilon([group_event(ROUND, 3)], DELTA)
+    assert limit > 3 * ONE
+    persons = Budget(path, "north").open("patients", "person", limit, DELTA)
+    with pytest.raises(PolicyError, match=r"kept per person.*max_records_per_person"):
+        Budget(path, "north").open("patients", "record", limit, DELTA)
+    records = Budget(path, "north").open(
+        "patients", "record", limit, DELTA, records_per_person=3
+    )
+    assert records.can_afford([ROUND])
+    assert not records.can_afford([ROUND, ROUND])
+    ticket = records.reserve("digest", "run", 1, ROUND)
+    (charge,) = persons.history()
+    assert (charge.event, charge.group) == (ROUND, 3)  # The ledger says what ran.
+    assert charge.cost == group_event(ROUND, 3)
+    assert persons.spent_epsilon() == records.spent_epsilon() > 3 * ONE
+    records.spend(ticket)
+    with pytest.raises(BudgetExceededError):
+        records.reserve("digest", "run", 2, ROUND)
+    # A person's event costs what it says.
+    assert persons.open("patients", "person", 2 * limit, DELTA).can_afford([ROUND])
+
+
+def test_a_cap_declares_a_population_of_persons(path):
+    budget = Budget(path, "north")
+    budget.open("patients", "record", 8.0, DELTA, records_per_person=2)
+    assert [p.unit for p in budget.populations()] == ["person"]
+    with pytest.raises(PlanError, match="positive number of records"):
+        budget.open("others", "record", 8.0, DELTA, records_per_person=-1).can_afford(
+            [ROUND]
+        )
+
+
+# Versions of the data
+
+
+def test_another_row_is_another_version_and_resets_nothing(path):
+    def used(fingerprint, population="patients"):
+        return Budget(path, "north").open(
+            population, "record", THREE, DELTA, fingerprint=fingerprint
+        )
+
+    used("a" * 64).reserve("digest", "run", 1, ROUND)
+    with_a_row = used("b" * 64)
+    assert with_a_row.spent_epsilon() == ONE
+    with_a_row.reserve("digest", "run", 2, ROUND)
+    assert used("a" * 64).spent_epsilon() == TWO
+    assert used("b" * 64).populations()[0].versions == ("a" * 64, "b" * 64)
+    # The same records under a new name would be a new budget for the same people.
+    with pytest.raises(PolicyError, match="belong to population 'patients'"):
+        used("b" * 64, "patients-2")
+    assert [p.name for p in used("a" * 64).populations()] == ["patients"]
+
+
+# Reading
+
+
+def test_reading_changes_nothing_and_gives_alarms(path):
+    for name, limit in (("a", 10 * ONE), ("b", 2 * ONE), ("c", 1.2 * ONE), ("d", ONE)):
+        opened(path, limit, name).reserve("digest", name, 1, ROUND)
+    opened(path, ONE / 2, "d")
+    opened(path, ONE, "unused")
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    accounts = Budget.read(path)
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+    found = [(x.site, x.population.name, x.percent, x.alarm) for x in accounts]
+    assert found == [
+        ("north", "a", 10, 0),
+        ("north", "b", 50, 50),
+        ("north", "c", 84, 80),
+        ("north", "d", 200, 100),
+        ("north", "unused", 0, 0),
+    ]
+    assert accounts[0].spent_epsilon == ONE
+    assert accounts[3].remaining == 0
+    assert accounts[0].charges == opened(path, ONE, "a").history()
+    with pytest.raises(BudgetFileError, match="no budget file"):
+        Budget.read(path.with_name("absent.sqlite"))
+
+
+@pytest.mark.parametrize("share", [0.4999, 0.5, 0.7899, 0.8, 0.9899, 1.0])
+def test_alarms_are_given_at_their_share_and_not_before(path, share):
+    opened(path, ONE / share).reserve("digest", "run", 1, ROUND)
+    (account,) = Budget.read(path)
+    expected = {0.4999: 50, 0.5: 50, 0.7899: 50, 0.8: 80, 0.9899: 80, 1.0: 100}
+    assert account.alarm == expected[share]  # 49.99 % is shown as 50 %.
+
+
+# What the ledger knows
+
+
+def test_a_budget_that_lacks_what_the_ledger_knows_spends_nothing(path):
+    budget = opened(path, limit=THREE)
+    budget.reserve("digest", "run", 1, ROUND)
+    heads = [charge.head for charge in budget.history()]
+    assert budget.receipt(budget.history()[0].reservation).head == heads[0]
+    budget.require_known(heads)
+    budget.reserve("digest", "run", 2, ROUND, known_heads=heads)
+    for use in (
+        lambda: budget.require_known(["0" * 64, *heads]),
+        lambda: budget.reserve("digest", "run", 3, ROUND, known_heads=["0" * 64]),
+    ):
+        with pytest.raises(BudgetFileError, match=r"knows 1 reservation.*reconcile"):
+            use()
+    assert budget.spent_epsilon() == TWO
+    with pytest.raises(PolicyError, match="no reservation 99"):
+        budget.receipt(99)
+
+
+def test_heads_of_equal_budgets_differ(tmp_path):
+    # A head is published; the same charges elsewhere must not show themselves.
+    heads = set()
+    for name in ("one", "two"):
+        budget = opened(tmp_path / f"{name}.sqlite")
+        budget.reserve("digest", "run", 1, ROUND)
+        heads.add(budget.history()[0].head)
+    assert len(heads) == 2
