@@ -8,7 +8,7 @@ its only output are the bytes that its methods return, all made by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from protocols.secagg.params import SessionParams
 from secfed.codec import Codec, RingArray
 from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
-from secfed.privacy.budget import Budget
+from secfed.privacy.budget import Budget, Receipt
 from secfed.privacy.noise import RandomStream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.study import Study
@@ -47,24 +47,46 @@ class Site:
 
 
 class BudgetGuard:
-    """Reserves a private round in the site's durable budget, or refuses it."""
+    """Reserves a private round in the site's durable budget, or refuses it.
 
-    def __init__(self, budget: Budget, run_id: str) -> None:
+    Args:
+        budget: The site's budget, with its population open.
+        run_id: The run and arm that are charged.
+        known_heads: What the run's ledger and receipts name as this budget. One
+            that does not hold them was restored from an older copy.
+        keep: Stores the receipt of a reservation, before the first step.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        run_id: str,
+        known_heads: Iterable[str] = (),
+        keep: Callable[[Receipt], None] = lambda _receipt: None,
+    ) -> None:
         self._budget = budget
         self._run_id = run_id
+        self._known_heads = tuple(known_heads)
+        self._keep = keep
         self._reservation: int | None = None
 
     def before_training(self, site: Site, study: Study, round_number: int) -> None:
         """Check the policy, then make the round's cost durable.
 
         Raises:
-            PolicyError: The policy refuses the study.
+            PolicyError: The policy refuses the study, or the budget is not what
+                the ledger knows.
             BudgetExceededError: The budget does not hold this round.
         """
         check_policy(site.policy, study, site.records.num_units)
         self._reservation = self._budget.reserve(
-            study.digest(), self._run_id, round_number, site.plan.round_event()
+            study.digest(),
+            self._run_id,
+            round_number,
+            site.plan.round_event(),
+            self._known_heads,
         )
+        self._keep(self._budget.receipt(self._reservation))
 
     def before_sending(self) -> None:
         """From here on the update is out, whatever happens to the message."""

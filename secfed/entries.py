@@ -61,6 +61,8 @@ class StudyEntry(_Body):
 
     ``study_digest`` is the digest of ``study.json``; ``simulation_seed`` repeats
     the study's, so that the ledger alone tells a simulation from a real run.
+    ``run_id`` is the name under which budgets are charged; ledgers from before
+    budgets were chained have none.
     """
 
     kind: ClassVar[str] = "study"
@@ -72,6 +74,7 @@ class StudyEntry(_Body):
     simulation_seed: int | None
     coordinator_key: Sha256
     secfed_version: str
+    run_id: str | None = None
 
 
 class PlanEntry(_Body):
@@ -113,6 +116,9 @@ class _Started(_Body):
     participants: tuple[SiteName, ...]
     spent: dict[SiteName, JsonObject]
     epsilon: dict[SiteName, Epsilon]
+    # What each site's budget was after it reserved this round: a hash that says
+    # nothing, by which a budget restored from an older copy is noticed.
+    budget_heads: dict[SiteName, Sha256] = {}
 
     @model_validator(mode="after")
     def _each_participant_once(self) -> Self:
@@ -122,6 +128,8 @@ class _Started(_Body):
             raise ValueError("a site that did not take part spent something")
         if self.epsilon.keys() != self.spent.keys():
             raise ValueError("epsilon and spent name different sites")
+        if not self.budget_heads.keys() <= self.spent.keys():
+            raise ValueError("a budget of a site that spent nothing")
         return self
 
 

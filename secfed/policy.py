@@ -34,6 +34,9 @@ class SitePolicy(Table):
     population: SiteName
     max_epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
+    # Declared by the operator: no person has more records in this data. Lets a
+    # study per record draw on a budget that is kept per person.
+    max_records_per_person: Annotated[int, Field(ge=1)] | None = None
     min_units: Annotated[int, Field(ge=MIN_UNITS)] = MIN_UNITS
     min_sites: Annotated[int, Field(ge=MIN_SITES)] = MIN_SITES
     allowed_methods: Texts

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from secfed.data.loading import StudyData, load_sites
+from secfed.data.loading import StudyData, fingerprint, load_sites
 
-__all__ = ["StudyData", "load_sites"]
+__all__ = ["StudyData", "fingerprint", "load_sites"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from secfed.canonical import digest
 from secfed.data.files import load_external
 from secfed.data.icd10cm import load_icd10cm
 from secfed.data.partition import assign_sites, at_most, cap_units, split_holdout
@@ -16,7 +17,7 @@ from secfed.errors import DataError
 from secfed.study import MIN_UNITS, Study
 from secfed.types import LabelledTexts, SiteData
 
-__all__ = ["StudyData", "load_sites"]
+__all__ = ["StudyData", "fingerprint", "load_sites"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
             or {site: data.num_units for site, data in sites.items()}
         ),
     )
+
+
+def fingerprint(data: SiteData) -> str:
+    """SHA-256 of a site's records, classes and units; private, as they are.
+
+    A budget lists it as one version of its population. Adding a row gives
+    another version of the same population.
+    """
+    texts, labels = data.records.texts, data.records.labels.tolist()
+    return digest([list(texts), labels, data.units.tolist()])
 
 
 def _site_data(site: str, table: RecordTable) -> SiteData:

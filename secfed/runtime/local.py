@@ -148,10 +148,7 @@ def _guards(record: ArmRecord) -> Mapping[str, BudgetGuard | NoGuard]:
     """Who asks before training: the budget, except in the non-private baseline."""
     if not record.arm.private:
         return {name: NoGuard() for name in record.sites}
-    return {
-        name: BudgetGuard(budget, record.run_id)
-        for name, budget in record.budgets.items()
-    }
+    return {name: record.guard(name) for name in record.budgets}
 
 
 def _train(

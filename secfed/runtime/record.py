@@ -12,6 +12,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ import secfed
 from protocols.secagg.params import default_threshold
 from secfed.adapters import load_adapter, save_adapter, save_release
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
-from secfed.client import Site
+from secfed.client import BudgetGuard, Site
 from secfed.entries import (
     InterruptedEntry,
     PlanEntry,
@@ -34,10 +35,11 @@ from secfed.ledger import Ledger
 from secfed.manifest import write_manifest
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
-from secfed.privacy.budget import Budget
+from secfed.privacy.budget import Budget, Charge
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
 from secfed.runtime.progress import Progress
+from secfed.runtime.receipts import keep_receipt, read_receipts
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.setup import Prepared, open_budget, site_identities
 from secfed.signing import load_or_create
@@ -83,6 +85,7 @@ class ArmRecord:
         self.next_round = 1
         self._prepared = prepared
         self._directory = arm_dir
+        self._private = private_dir
         self._metrics = arm_dir / "metrics.jsonl"
         (arm_dir / "adapters").mkdir(parents=True, exist_ok=True)
         self._key = load_or_create(private_dir / "coordinator.key")
@@ -98,7 +101,9 @@ class ArmRecord:
             for name in arm.study.sites
         }
         self.budgets = {
-            name: open_budget(arm.study, policy, private_dir, name)
+            name: open_budget(
+                arm.study, policy, private_dir, name, prepared.fingerprints[name]
+            )
             for name in self.sites
         }
         self._earlier = {
@@ -123,6 +128,15 @@ class ArmRecord:
         entries = self._ledger.entries()
         return bool(entries) and entries[-1].kind == "release"
 
+    def guard(self, site: str) -> BudgetGuard:
+        """Who asks before one site trains: its budget, and what we know of it."""
+        return BudgetGuard(
+            self.budgets[site],
+            self.run_id,
+            self._known_heads(site),
+            partial(keep_receipt, self._private, site),
+        )
+
     def recover(
         self, start: ServerState, scores: Mapping[str, float], progress: Progress
     ) -> ServerState:
@@ -133,6 +147,7 @@ class ArmRecord:
 
         Raises:
             BudgetExceededError: A site cannot afford all rounds of the study.
+            BudgetFileError: A site's budget does not hold what the ledger names.
             RunDirectoryError: The files do not fit the ledger.
         """
         if len(self._ledger.entries()) <= 1:
@@ -142,6 +157,9 @@ class ArmRecord:
             raise RunDirectoryError(
                 f"{self._directory}: the ledger belongs to another study"
             )
+        if self.arm.private and not self.released:
+            for name, budget in self.budgets.items():
+                budget.require_known(self._known_heads(name))
         rounds = [entry for entry in entries if entry.kind in _ROUND_KINDS]
         self._drop_uncommitted({int(entry.body["round"]) for entry in rounds})
         state = start
@@ -187,6 +205,7 @@ class ArmRecord:
             adapter_sha256=file_sha256(path),
             spent=spent,
             epsilon=metrics["epsilon"],
+            budget_heads=self._heads(number),
         )
         self._ledger.append("round", body.to_body(), _now())
         self.next_round = number + 1
@@ -206,6 +225,7 @@ class ArmRecord:
             participants=tuple(sorted(spent)),
             spent=spent,
             epsilon=epsilon,
+            budget_heads=self._heads(number),
             reason=reason,
         )
         self._ledger.append("round-interrupted", body.to_body(), _now())
@@ -299,6 +319,7 @@ class ArmRecord:
                 simulation_seed=study.simulation.seed,
                 coordinator_key=self._key.public_bytes.hex(),
                 secfed_version=secfed.__version__,
+                run_id=self.run_id,
             )
             self._ledger.append("study", body.to_body(), _now())
         colluders = study.secagg.colluders
@@ -338,14 +359,31 @@ class ArmRecord:
                     "nothing was spent",
                 )
 
-    def _reserved(self, number: int) -> dict[str, dict[str, Any]]:
-        """Each site's event of one round of this arm, as its budget holds it."""
+    def _charges(self, number: int) -> dict[str, Charge]:
+        """Each site's last charge of one round of this arm."""
         return {
-            name: dict(accounting.event_to_json(held.event))
+            name: held
             for name, budget in self.budgets.items()
             for held in budget.history()
             if held.run_id == self.run_id and held.round == number
         }
+
+    def _reserved(self, number: int) -> dict[str, dict[str, Any]]:
+        """Each site's event of one round of this arm, as its budget holds it."""
+        return {
+            name: dict(accounting.event_to_json(held.event))
+            for name, held in self._charges(number).items()
+        }
+
+    def _heads(self, number: int) -> dict[str, str]:
+        """What each site's budget was after it reserved one round of this arm."""
+        return {name: held.head for name, held in self._charges(number).items()}
+
+    def _known_heads(self, site: str) -> set[str]:
+        """What the ledger and this run's receipts know of one site's budget."""
+        named = (e.body.get("budget_heads", {}) for e in self._ledger.entries())
+        of_ledger = {heads[site] for heads in named if site in heads}
+        return of_ledger | {r.head for r in read_receipts(self._private, site)}
 
     def _earlier_epsilon(self, budget: Budget) -> float:
         events = [r.event for r in budget.history() if r.run_id != self.run_id]

@@ -21,7 +21,7 @@ from secfed.adapters import (
     head_from_names,
     initial_adapter,
 )
-from secfed.data import load_sites
+from secfed.data import fingerprint, load_sites
 from secfed.errors import RunDirectoryError
 from secfed.models import BaseModel, Features, encode_prefix, load_base_model
 from secfed.policy import SitePolicy
@@ -60,6 +60,7 @@ class Prepared:
     holdout_labels: NDArray[np.int64]
     label_names: tuple[str, ...]
     plans: Mapping[str, PrivacyPlan]
+    fingerprints: Mapping[str, str]
 
     def __repr__(self) -> str:
         return "Prepared(<private>)"
@@ -102,6 +103,7 @@ def prepare(
         holdout_labels=data.holdout.labels,
         label_names=data.label_names,
         plans=plans,
+        fingerprints={name: fingerprint(site) for name, site in data.sites.items()},
     )
 
 
@@ -156,12 +158,24 @@ def random_stream(study: Study, *labels: str) -> RandomStream:
 
 
 def open_budget(
-    study: Study, policy: SitePolicy, private_dir: Path, site: str
+    study: Study,
+    policy: SitePolicy,
+    private_dir: Path,
+    site: str,
+    fingerprint: str | None = None,
 ) -> Budget:
     """A site's budget: in the policy's own folder, or in a rehearsal in the run's.
 
+    Args:
+        study: The study, for its privacy unit.
+        policy: The site's rules: population, limits, folder.
+        private_dir: The run's private folder, for a rehearsal.
+        site: The site's name.
+        fingerprint: Of the site's records; a version of the population.
+
     Raises:
-        PolicyError: The file is damaged, another site's, or in another unit.
+        PolicyError: The file is damaged, another site's, or in another unit, or
+            the records belong to another population.
     """
     folder = Path(policy.budget_dir) if policy.budget_dir else private_dir / "sites"
     path = folder / site / "budget.sqlite"
@@ -171,6 +185,8 @@ def open_budget(
         study.privacy.unit,
         max_epsilon=policy.max_epsilon,
         delta=policy.delta,
+        fingerprint=fingerprint,
+        records_per_person=policy.max_records_per_person,
     )
 
 

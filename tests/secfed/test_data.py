@@ -19,13 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secfed.data import fingerprint, load_sites
 from secfed.data import icd10cm as icd10cm_module
-from secfed.data import load_sites
 from secfed.data.icd10cm import load_icd10cm
 from secfed.data.partition import at_most, cap_units, split_holdout
 from secfed.data.records import RecordTable, stable_uniforms
 from secfed.errors import DataError
 from secfed.study import load_study, load_study_dict
+from secfed.types import LabelledTexts, SiteData
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "icd10_hospitals"
@@ -576,3 +577,20 @@ def test_symptom2disease_by_dirichlet():
     assert set(data.holdout.texts).isdisjoint(
         text for site in data.sites.values() for text in site.records.texts
     )
+
+
+def test_a_fingerprint_is_of_texts_classes_and_units():
+    def site(texts=("a", "b"), labels=(0, 1), units=(0, 1), name="x"):
+        records = LabelledTexts(tuple(texts), np.array(labels))
+        return fingerprint(SiteData(name, records, np.array(units)))
+
+    assert site() == site(name="y")
+    changed = [
+        site(texts=("a", "c")),
+        site(texts=("ab", "")),
+        site(labels=(1, 1)),
+        site(units=(0, 0)),
+        site(texts=("a", "b", "c"), labels=(0, 1, 1), units=(0, 1, 2)),
+    ]
+    assert len({site(), *changed}) == 6
+    assert len(site()) == 64

@@ -582,3 +582,23 @@ def test_a_budget_dir_is_shared_by_two_runs(
     assert second.spent_epsilon() == first.spent_epsilon() > 0
     other = open_budget(study, policy, tmp_path / "run-3" / "private", site)
     assert other.spent_epsilon() == 0
+
+
+def test_the_policy_declares_persons_and_the_records_are_a_version(
+    study: Study, policy: SitePolicy, tmp_path: Path
+) -> None:
+    event = sampled_gaussian(0.1, 4.0, 4)
+    capped = policy.model_copy(update={"max_records_per_person": 2})
+    site = study.sites[0]
+    budget = open_budget(study, capped, tmp_path, site, "a" * 64)
+    budget.reserve("study", "run", 1, event)
+    (held,) = budget.populations()
+    assert (held.unit, held.versions) == ("person", ("a" * 64,))
+    assert [charge.group for charge in budget.history()] == [2]
+    again = open_budget(study, capped, tmp_path, site, "b" * 64)
+    assert again.spent_epsilon() == budget.spent_epsilon() > 0
+    with pytest.raises(PolicyError, match="kept per person"):
+        open_budget(study, policy, tmp_path, site)
+    renamed = capped.model_copy(update={"population": "other-name"})
+    with pytest.raises(PolicyError, match="these records belong to population"):
+        open_budget(study, renamed, tmp_path, site, "b" * 64)
