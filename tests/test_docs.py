@@ -24,6 +24,8 @@ DOCUMENTS = (
     "docs/pitfalls.md",
     "docs/decisions/0001-token-classification-head.md",
     "docs/decisions/0002-sgd-under-dp.md",
+    "docs/decisions/0003-budget-anchor.md",
+    "docs/formal/README.md",
 )
 
 
