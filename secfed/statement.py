@@ -193,6 +193,7 @@ def _site_section(
         "mechanism": {
             "name": "Gaussian on clipped gradients of a Poisson sample",
             "clip_norm": plan["clip_norm"],
+            "clip_rule": plan["clip_rule"],
             "noise_multiplier": plan["noise_multiplier"],
             "sampling_probability": plan["sampling_probability"],
             "expected_batch": plan["expected_batch"],

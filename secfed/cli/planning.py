@@ -133,6 +133,8 @@ def site_outlooks(
                     clip_norm=privacy.clip_norm,
                     unit=privacy.unit,
                     max_records_per_unit=privacy.max_records_per_unit,
+                    clip_rule=privacy.clip_rule,
+                    clip_gamma=privacy.clip_gamma,
                 )
             except PlanError as error:
                 reasons.append(str(error))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from secfed.errors import PlanError
 from secfed.privacy import accounting
 from secfed.privacy.accounting import DpEvent, Neighbouring
+from secfed.privacy.clipping import Clipping, ClipRule
 from secfed.privacy.noise import RandomStream
 
 __all__ = ["PlanWarning", "PrivacyPlan", "Unit", "calibrate"]
@@ -34,8 +35,8 @@ class PlanWarning(UserWarning):
 class PrivacyPlan:
     """DP-SGD at one site: ``rounds`` times ``steps_per_round`` noisy sums.
 
-    A step includes each unit independently with ``sampling_probability``, clips
-    each included unit's contribution to ``clip_norm``, adds Gaussian noise of
+    A step includes each unit independently with ``sampling_probability``, bounds
+    each included unit's contribution by ``clipping``, adds Gaussian noise of
     ``noise_multiplier * clip_norm`` to the sum and divides by the public
     ``expected_batch``, never by the size of the sample.
 
@@ -55,6 +56,8 @@ class PrivacyPlan:
         rounds: Rounds that this plan pays for.
         delta: The delta at which epsilon is stated.
         nominal_units: The declared public number of units, not the true one.
+        clip_rule: How contributions are bounded; see ``secfed.privacy.clipping``.
+        clip_gamma: Belongs to the rule ``normalised``; else None.
 
     Raises:
         PlanError: A value has the wrong type, is out of range, or contradicts
@@ -72,6 +75,8 @@ class PrivacyPlan:
     rounds: int
     delta: float
     nominal_units: int
+    clip_rule: ClipRule = "flat"
+    clip_gamma: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("unit", self.unit, get_args(Unit))
@@ -89,12 +94,19 @@ class PrivacyPlan:
                 f"expected_batch / nominal_units, "
                 f"{self.expected_batch}/{self.nominal_units}"
             )
-        self.round_event()  # Refuses a noise multiplier that has no accounting.
+        # These refuse what has no bound and what has no accounting.
+        _ = self.clipping
+        self.round_event()
+
+    @property
+    def clipping(self) -> Clipping:
+        """The rule that bounds a unit's contribution, with its sensitivity."""
+        return Clipping(self.clip_rule, self.clip_norm, self.clip_gamma)
 
     @property
     def noise_std(self) -> float:
         """The standard deviation of the noise on every coordinate of a sum."""
-        return self.noise_multiplier * self.clip_norm
+        return self.noise_multiplier * self.clipping.sensitivity
 
     def sample_units(self, stream: RandomStream, num_units: int) -> NDArray[np.int64]:
         """One step's Poisson sample: sorted unit numbers, possibly none.
@@ -162,6 +174,8 @@ def calibrate(
     unit: Unit,
     max_records_per_unit: int = 1,
     neighbouring: Neighbouring = "add-remove",
+    clip_rule: ClipRule = "flat",
+    clip_gamma: float | None = None,
 ) -> PrivacyPlan:
     """The plan with the least noise whose total does not exceed ``epsilon``.
 
@@ -179,6 +193,8 @@ def calibrate(
         unit: The privacy unit.
         max_records_per_unit: The cap of records per person.
         neighbouring: The relation for which the target holds.
+        clip_rule: How a unit's contribution is bounded; costs the same epsilon.
+        clip_gamma: Of the rule ``normalised``.
 
     Raises:
         PlanError: Nothing valid exists for these values.
@@ -230,6 +246,8 @@ def calibrate(
         rounds=rounds,
         delta=float(delta),
         nominal_units=nominal_units,
+        clip_rule=clip_rule,
+        clip_gamma=clip_gamma,
     )
 
 

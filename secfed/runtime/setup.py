@@ -143,6 +143,8 @@ def plan_sites(
             clip_norm=study.privacy.clip_norm,
             unit=study.privacy.unit,
             max_records_per_unit=study.privacy.max_records_per_unit,
+            clip_rule=study.privacy.clip_rule,
+            clip_gamma=study.privacy.clip_gamma,
         )
         for site in study.sites
     }

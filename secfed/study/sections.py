@@ -291,6 +291,8 @@ class PrivacySection(Table):
     unit: Literal["record", "person"]
     max_records_per_unit: Count = 1
     clip_norm: Positive = 1.0
+    clip_rule: Literal["flat", "normalised", "per-tensor"] = "flat"
+    clip_gamma: Positive | None = None
     neighbouring: Literal["add-remove"] = "add-remove"
     nominal_units: Mapping[SiteName, Annotated[int, Field(ge=MIN_UNITS)]] | None = None
 
@@ -299,6 +301,14 @@ class PrivacySection(Table):
         if self.unit == "record" and self.max_records_per_unit != 1:
             raise ContradictionError(
                 "max_records_per_unit", "is 1 where the unit is the record"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _clipping(self) -> Self:
+        if (self.clip_gamma is None) == (self.clip_rule == "normalised"):
+            raise ContradictionError(
+                "clip_gamma", "belongs to clip_rule = 'normalised' only, and is needed"
             )
         return self
 

@@ -82,6 +82,8 @@ def _check_parameters(plan: PlanEntry, study: Study) -> None:
         "max_records_per_unit": study.privacy.max_records_per_unit,
         "neighbouring": study.privacy.neighbouring,
         "clip_norm": study.privacy.clip_norm,
+        "clip_rule": study.privacy.clip_rule,
+        "clip_gamma": study.privacy.clip_gamma,
         "delta": study.privacy.delta,
         "rounds": study.training.rounds,
         "steps_per_round": study.training.steps_per_round,

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 from scipy import stats
 
 from secfed.errors import PlanError
 from secfed.privacy.accounting import epsilon, smallest_noise_multiplier
+from secfed.privacy.clipping import Clipping
 from secfed.privacy.noise import simulation_stream
 from secfed.privacy.plan import PlanWarning, PrivacyPlan, calibrate
 
@@ -31,6 +33,8 @@ VALID = {
     "rounds": 4,
     "delta": 1e-5,
     "nominal_units": 1000,
+    "clip_rule": "flat",
+    "clip_gamma": None,
 }
 ASKED = {
     "epsilon": 8.0,
@@ -120,6 +124,14 @@ def test_calibration_holds_everywhere(target, batch, steps):
         ({"unit": "site"}, "unit is one of"),
         ({"max_records_per_unit": 2}, "max_records_per_unit is 1"),
         ({"neighbouring": "swap"}, "neighbouring is one of"),
+        ({"clip_norm": 1e-10}, "clip_norm is in"),
+        ({"clip_norm": 1e10}, "clip_norm is in"),
+        ({"clip_rule": "adaptive"}, "clip_rule is one of flat, normalised"),
+        ({"clip_rule": "normalised"}, "needs a finite clip_gamma"),
+        ({"clip_rule": "normalised", "clip_gamma": 0.0}, "needs a finite clip_gamma"),
+        ({"clip_rule": "normalised", "clip_gamma": 1}, "needs a finite clip_gamma"),
+        ({"clip_rule": "per-tensor", "clip_gamma": 0.01}, "belongs to"),
+        ({"clip_gamma": 0.01}, "clip_gamma belongs to clip_rule 'normalised'"),
     ],
 )
 def test_impossible_requests_are_refused(change, message):
@@ -171,6 +183,58 @@ def test_no_plan_is_without_noise():
     ]
     with pytest.raises(PlanError):
         dataclasses.replace(PLAN, noise_multiplier=0.0)
+
+
+def test_a_clip_rule_costs_the_same_and_scales_the_noise_by_its_sensitivity():
+    for change in (
+        {"clip_rule": "normalised", "clip_gamma": 0.01},
+        {"clip_rule": "per-tensor"},
+    ):
+        plan = PrivacyPlan(**VALID | change)
+        assert plan.clipping.sensitivity == plan.clip_norm == 0.5
+        assert plan.noise_std == PLAN.noise_std
+        assert plan.round_event() == PLAN.round_event()
+        assert PrivacyPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+norms_of_units = npst.arrays(
+    np.float64,
+    st.tuples(st.integers(0, 5), st.integers(1, 4)),
+    elements=st.floats(0, 1e200) | st.sampled_from([np.nan, np.inf, 1.7e308]),
+)
+
+
+@pytest.mark.parametrize(
+    "clipping",
+    [
+        Clipping("flat", 0.7),
+        Clipping("normalised", 0.7, 1e-9),
+        Clipping("normalised", 0.7, 100.0),
+        Clipping("per-tensor", 0.7),
+    ],
+)
+@settings(max_examples=200, deadline=None)
+@given(norms=norms_of_units)
+def test_no_norms_are_left_longer_than_the_sensitivity(clipping, norms):
+    factors = clipping.factors(norms)
+    assert factors.shape == norms.shape
+    assert np.isfinite(factors).all()
+    finite = np.isfinite(norms).all(axis=1)
+    assert not factors[~finite].any()
+    left = np.linalg.norm(factors[finite] * norms[finite], axis=1)
+    assert (left <= clipping.sensitivity).all()
+
+
+def test_published_rules_by_hand():
+    norms = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 0.1]])  # |g| is 5, 0 and 0.1
+    flat = Clipping("flat", 1.0).factors(norms)
+    np.testing.assert_allclose(flat, [[0.2, 0.2], [1, 1], [1, 1]], rtol=1e-6)
+    normalised = Clipping("normalised", 1.0, 0.1).factors(norms)
+    expected = [[1 / 5.1] * 2, [10, 10], [5, 5]]
+    np.testing.assert_allclose(normalised, expected, rtol=1e-6)
+    single = Clipping("per-tensor", 1.0).factors(norms)
+    expected = [[0.5**0.5 / 3, 0.5**0.5 / 4], [1, 1], [1, 1]]
+    np.testing.assert_allclose(single, expected, rtol=1e-6)
 
 
 def test_json_round_trip():
