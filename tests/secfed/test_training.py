@@ -13,11 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from opacus import GradSampleModule
 from small import flat, make_plan, silent, with_units
 from torch import nn
 
-from secfed import training
 from secfed.adapters import AdaptedModel
 from secfed.data import StudyData
 from secfed.errors import TrainingError
@@ -28,12 +26,16 @@ from secfed.runtime.setup import Prepared
 from secfed.study import Study
 from secfed.study.sections import TrainingSection
 from secfed.training import (
+    ClassificationLoss,
+    OpacusGradients,
     PrivateRecords,
     check_independence,
-    clip_units,
+    records,
     train_privately,
     train_without_privacy,
 )
+from secfed.training.records import micro_batches
+from secfed.training.units import clipped_sums
 from secfed.types import LORA_A, Adapter
 
 RATE = 64.0
@@ -91,25 +93,11 @@ def one_at_a_time(
     return np.array(gradients, dtype=np.float64)
 
 
-@contextmanager
-def opacus(
-    model: nn.Module, adapted: AdaptedModel, names: Sequence[str], plan: PrivacyPlan
-) -> Iterator[tuple[GradSampleModule, Any]]:
-    """The wrapped model and the optimizer as local training makes them."""
-    chosen = adapted.set_trainable(names)
-    optimizer = torch.optim.SGD(list(chosen.values()), lr=1.0)
-    private = training.UnitOptimizer(optimizer, plan, silent("opacus"))
-    wrapped = GradSampleModule(model, loss_reduction="sum")
-    wrapped.train()
-    try:
-        yield wrapped, private
-    finally:
-        wrapped.remove_hooks()
-        for parameter in chosen.values():
-            for name in ("grad_sample", "summed_grad", "_forward_counter"):
-                if hasattr(parameter, name):
-                    delattr(parameter, name)
-        model.eval()
+RULES: list[dict[str, Any]] = [
+    {"clip_rule": "flat"},
+    {"clip_rule": "normalised", "clip_gamma": 0.01},
+    {"clip_rule": "per-tensor"},
+]
 
 
 def train(
@@ -155,12 +143,10 @@ def test_opacus_gradients_are_those_of_single_records(
     prepared: Prepared, busy: Adapter, everybody: Records, names: tuple[str, ...]
 ) -> None:
     expected = one_at_a_time(prepared.model, busy, names, everybody, ROWS)
-    with opacus(prepared.model, prepared.model, names, make_plan(100, 10)) as (
-        wrapped,
-        private,
-    ):
-        training._backward(wrapped, everybody, np.array(ROWS))
-        found = torch.cat([g.reshape(len(g), -1) for g in private.grad_samples], dim=1)
+    chosen = prepared.model.set_trainable(names)
+    with OpacusGradients(prepared.model, chosen) as gradients:
+        samples = gradients(ClassificationLoss(), everybody.batch(np.array(ROWS)))
+    found = torch.cat([g.reshape(len(g), -1) for g in samples], dim=1)
     each = [
         distance(row, wanted)
         for row, wanted in zip(found.numpy(), expected, strict=True)
@@ -186,43 +172,115 @@ def test_every_tensor_has_a_gradient(
 # Clipping
 
 
+def contribution(tensors: Sequence[Array], plan: PrivacyPlan) -> Array:
+    """What one unit adds to a step's sum; the tensors are its gradient."""
+    rows = [torch.from_numpy(t.astype(np.float32))[None] for t in tensors]
+    sums = clipped_sums(rows, plan.clipping)
+    return torch.cat(sums).double().numpy()
+
+
+def expected_contribution(tensors: Sequence[Array], plan: PrivacyPlan) -> Array:
+    """The rules as the docstring of ``secfed.privacy.clipping`` writes them."""
+    norms = [np.linalg.norm(t) for t in tensors]
+    whole = float(np.linalg.norm(norms))
+    factors = {
+        "flat": [min(1.0, plan.clip_norm / max(whole, 1e-300))] * len(tensors),
+        "normalised": [plan.clip_norm / (whole + (plan.clip_gamma or 0.0))]
+        * len(tensors),
+        "per-tensor": [
+            min(1.0, plan.clip_norm / np.sqrt(len(tensors)) / max(norm, 1e-300))
+            for norm in norms
+        ],
+    }[plan.clip_rule]
+    return np.concatenate([t * f for t, f in zip(tensors, factors, strict=True)])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["clip_rule"])
 @given(
-    rows=st.integers(1, 6),
-    columns=st.integers(1, 40),
-    exponent=st.integers(-18, 18),
-    clip=st.sampled_from([1e-3, 0.5, 1.0, 37.0]),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    exponents=st.lists(st.integers(-40, 37), min_size=4, max_size=4),
+    clip=st.sampled_from([1e-6, 1e-3, 0.5, 1.0, 37.0, 1e6]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=80, deadline=None)
 def test_clipped_norms(
-    rows: int, columns: int, exponent: int, clip: float, seed: int
+    rule: dict[str, Any], sizes: list[int], exponents: list[int], clip: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    given_rows = (rng.normal(size=(rows, columns)) * 10.0**exponent).astype(np.float32)
-    clipped = clip_units(torch.from_numpy(given_rows), clip).double().numpy()
-    norms = np.linalg.norm(given_rows.astype(np.float64), axis=1)
-    assert (np.linalg.norm(clipped, axis=1) <= clip * (1 + 2e-7)).all()
-    for row, wanted, norm in zip(clipped, given_rows, norms, strict=True):
-        # The direction stays, and what is short enough is untouched.
-        np.testing.assert_allclose(
-            row, wanted * min(1.0, clip / norm), rtol=1e-6, atol=0
-        )
+    plan = make_plan(100, 10, clip_norm=clip, **rule)
+    tensors = [
+        (rng.uniform(-3, 3, size=size) * 10.0**exponent).astype(np.float32)
+        for size, exponent in zip(sizes, exponents, strict=False)
+    ]
+    found = contribution(tensors, plan)
+    # Not "up to rounding": a sensitivity that is exceeded a little is exceeded.
+    assert np.linalg.norm(found) <= clip
+    # The direction stays, and what is short enough is all but untouched.
+    expected = expected_contribution([t.astype(np.float64) for t in tensors], plan)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-10 * clip)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["clip_rule"])
+@given(
+    values=st.lists(
+        st.floats(width=32) | st.sampled_from([float("nan"), float("inf"), 3e38]),
+        min_size=3,
+        max_size=24,
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_any_bits_contribute_at_most_the_clip_norm(
+    rule: dict[str, Any], values: list[float]
+) -> None:
+    plan = make_plan(100, 10, clip_norm=0.3, **rule)
+    tensors = [np.array(values[:1]), np.array(values[1:])]
+    found = contribution(tensors, plan)
+    assert np.linalg.norm(found) <= 0.3
+    if not np.isfinite(values).all():
+        assert not found.any()
+
+
+def test_the_bound_of_each_rule_is_reached() -> None:
+    # Without this the test above would pass for a rule that returns nothing.
+    long = [np.full(8, 1e4), np.full(8, 1e4)]
+    for rule in RULES:
+        plan = make_plan(100, 10, clip_norm=0.3, **rule)
+        assert np.linalg.norm(contribution(long, plan)) > 0.2999
+        bad = replace(plan, clip_norm=0.301)
+        assert np.linalg.norm(contribution(long, bad)) > plan.clipping.sensitivity
+
+
+def test_one_tensor_cannot_use_up_another_ones_share() -> None:
+    plan = make_plan(100, 10, clip_norm=1.0, clip_rule="per-tensor")
+    one, other = np.zeros(4), np.full(4, 0.01)
+    one[0] = 1e6
+    found = contribution([one, other], plan)
+    np.testing.assert_allclose(found[4:], 0.01, rtol=1e-6)
+    flat_plan = make_plan(100, 10, clip_norm=1.0)
+    assert np.abs(contribution([one, other], flat_plan)[4:]).max() < 1e-7
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["clip_rule"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_unit_that_is_not_finite_counts_as_zero(bad: float) -> None:
-    rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [-6.0, 8.0]])
-    alone = clip_units(rows, 1.0)
-    spoiled = rows.clone()
-    spoiled[1, 0] = bad
-    clipped = clip_units(spoiled, 1.0)
-    assert torch.equal(clipped[1], torch.zeros(2))
-    assert torch.equal(clipped[[0, 2]], alone[[0, 2]])
+def test_a_unit_that_is_not_finite_counts_as_zero(
+    bad: float, rule: dict[str, Any]
+) -> None:
+    clipping = make_plan(100, 10, clip_norm=1.0, **rule).clipping
+    rows = [torch.tensor([[3.0, 4.0], [0.3, 0.4], [-6.0, 8.0]]), torch.rand(3, 5)]
+    others = clipped_sums([row[[0, 2]] for row in rows], clipping)
+    for tensor in (0, 1):
+        spoiled = [row.clone() for row in rows]
+        spoiled[tensor][1, 0] = bad
+        found = clipped_sums(spoiled, clipping)
+        for one, two in zip(found, others, strict=True):
+            torch.testing.assert_close(one, two, rtol=3e-7, atol=0)
 
 
-def test_a_huge_finite_unit_is_clipped_and_finite() -> None:
-    clipped = clip_units(torch.full((1, 64), 3e38), 1.0)
-    assert clipped.double().norm() == pytest.approx(1.0, rel=1e-5)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["clip_rule"])
+def test_a_huge_finite_unit_is_clipped_and_finite(rule: dict[str, Any]) -> None:
+    plan = make_plan(100, 10, clip_norm=1.0, **rule)
+    found = contribution([np.full(64, 3e38)], plan)
+    assert np.linalg.norm(found) == pytest.approx(1.0, rel=1e-5)
 
 
 # Whole steps, without noise, against the slow version
@@ -242,16 +300,16 @@ def test_a_big_batch_in_micro_batches_is_the_same_sum(
     plain_sgd: TrainingSection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "_MICRO_BATCH_TOKENS", 48)
-    records = some(everybody, range(24))
-    size = records.num_units
-    chunks = list(training._micro_batches(records, np.arange(size)))
+    monkeypatch.setattr(records, "_MICRO_BATCH_TOKENS", 48)
+    held = some(everybody, range(24))
+    size = held.num_units
+    chunks = list(micro_batches(held, np.arange(size)))
     assert len(chunks) >= 4
     assert sorted(np.concatenate([rows for rows, _ in chunks])) == list(range(size))
-    gradients = one_at_a_time(prepared.model, busy, names, records, range(size))
+    gradients = one_at_a_time(prepared.model, busy, names, held, range(size))
     clip = float(np.median(np.linalg.norm(gradients, axis=1)))
     plan = make_plan(size, size, clip_norm=clip)  # q = 1: every unit is drawn
-    found = train(prepared, busy, names, records, plan, plain_sgd, silent("big"))
+    found = train(prepared, busy, names, held, plan, plain_sgd, silent("big"))
     expected = -RATE / size * clipped_sum(gradients, clip)
     assert distance(found, expected) < 1e-4
     # Controls: half of the units are clipped, and one unit left out is seen.
@@ -267,31 +325,36 @@ def test_a_person_is_averaged_and_clipped_as_one(
     plain_sgd: TrainingSection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "_MICRO_BATCH_TOKENS", 48)
+    monkeypatch.setattr(records, "_MICRO_BATCH_TOKENS", 48)
     people = np.random.default_rng(2).integers(0, 8, size=24)
     people = np.unique(people, return_inverse=True)[1]
     count = int(people.max()) + 1
-    records = with_units(some(everybody, range(24)), people)
-    gradients = one_at_a_time(prepared.model, busy, names, records, range(24))
+    held = with_units(some(everybody, range(24)), people)
+    gradients = one_at_a_time(prepared.model, busy, names, held, range(24))
     means = np.array([gradients[people == p].mean(axis=0) for p in range(count)])
     clip = float(np.median(np.linalg.norm(means, axis=1)))
     plan = make_plan(
         count, count, clip_norm=clip, unit="person", max_records_per_unit=9
     )
-    for rows, units in training._micro_batches(records, np.arange(count)):
+    for rows, units in micro_batches(held, np.arange(count)):
         assert len(np.unique(people[rows])) == int(units.max()) + 1
         for person in np.unique(people[rows]):
             assert set(np.flatnonzero(people == person)) <= set(rows)
-    found = train(prepared, busy, names, records, plan, plain_sgd, silent("people"))
+    found = train(prepared, busy, names, held, plan, plain_sgd, silent("people"))
     expected = -RATE / count * clipped_sum(means, clip)
     assert distance(found, expected) < 1e-4
     # Control: clipping each record by itself is something else.
     assert distance(-RATE / count * clipped_sum(gradients, clip), expected) > 0.1
 
 
-@pytest.mark.parametrize("row", [0, 2, 9])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["clip_rule"])
+@pytest.mark.parametrize(
+    ("row", "bad"), [(0, float("nan")), (2, float("inf")), (9, float("nan"))]
+)
 def test_a_record_that_is_not_finite_changes_nobody_else(
     row: int,
+    bad: float,
+    rule: dict[str, Any],
     prepared: Prepared,
     busy: Adapter,
     everybody: Records,
@@ -301,14 +364,18 @@ def test_a_record_that_is_not_finite_changes_nobody_else(
     healthy = some(everybody, range(20))
     states = healthy.features.states.clone()
     offsets = healthy.features.offsets
-    states[offsets[row] : offsets[row + 1]] = float("nan")
+    states[offsets[row] : offsets[row + 1]] = bad
     spoiled = replace(healthy, features=Features(states, offsets))
-    plan = make_plan(20, 20, clip_norm=0.5)
+    plan = make_plan(20, 20, clip_norm=0.5, **rule)
     found = train(prepared, busy, names, spoiled, plan, plain_sgd, silent("nan"))
     others = [other for other in range(20) if other != row]
     gradients = one_at_a_time(prepared.model, busy, names, healthy, others)
-    expected = -RATE / 20 * clipped_sum(gradients, 0.5)
-    assert distance(found, expected) < 1e-4
+    bounds = np.cumsum([value.size for value in busy.tensors.values()])[:-1]
+    total = sum(
+        expected_contribution(np.split(gradient, bounds), plan)
+        for gradient in gradients
+    )
+    assert distance(found, -RATE / 20 * np.asarray(total)) < 1e-4
 
 
 def test_one_site_without_noise_and_clipping_is_ordinary_training(
@@ -579,11 +646,9 @@ def test_records_are_independent_in_the_real_model(
     prepared: Prepared, busy: Adapter, everybody: Records, names: tuple[str, ...]
 ) -> None:
     prepared.model.write(busy.tensors)
-    with opacus(prepared.model, prepared.model, names, make_plan(100, 10)) as (
-        wrapped,
-        private,
-    ):
-        check_independence(wrapped, private, everybody)
+    chosen = prepared.model.set_trainable(names)
+    with OpacusGradients(prepared.model, chosen) as gradients:
+        check_independence(gradients, ClassificationLoss(), everybody)
 
 
 @pytest.mark.parametrize("mix", [centred, slightly_mixed])
@@ -626,14 +691,12 @@ def test_batch_normalisation_is_refused(
             return logits / logits.std(dim=0, keepdim=True)
 
     prepared.model.write(busy.tensors)
+    chosen = prepared.model.set_trainable(names)
     with (
-        opacus(Normalised(), prepared.model, names, make_plan(100, 10)) as (
-            wrapped,
-            private,
-        ),
+        OpacusGradients(Normalised(), chosen) as gradients,
         pytest.raises(TrainingError, match="self-test"),
     ):
-        check_independence(wrapped, private, everybody)
+        check_independence(gradients, ClassificationLoss(), everybody)
 
 
 def test_nothing_stays_on_the_parameters_after_training(
@@ -653,6 +716,56 @@ def test_nothing_stays_on_the_parameters_after_training(
         plain_sgd,
         silent("left"),
     )
-    for parameter in prepared.model.parameters():
-        assert not hasattr(parameter, "grad_sample")
-        assert not hasattr(parameter, "summed_grad")
+    assert_nothing_left(prepared.model)
+
+
+def assert_nothing_left(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        assert parameter.grad is None
+        for name in ("grad_sample", "_current_grad_sample", "_forward_counter"):
+            assert not hasattr(parameter, name)
+    for module in model.modules():
+        for name in ("activations", "max_batch_len", "autograd_grad_sample_hooks"):
+            assert not hasattr(module, name)
+        assert not module._backward_hooks
+        assert not module.training
+
+
+class HalfwayError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("passes", [0, 2])  # The self-test makes the first two.
+def test_an_exception_inside_backward_leaves_nothing_behind(
+    passes: int,
+    prepared: Prepared,
+    busy: Adapter,
+    everybody: Records,
+    names: tuple[str, ...],
+    plain_sgd: TrainingSection,
+) -> None:
+    def once() -> Array:
+        held = some(everybody, range(20))
+        plan = make_plan(20, 20)
+        return train(prepared, busy, names, held, plan, plain_sgd, silent("half"))
+
+    healthy = once()
+    # Half-way: the head's gradients are there, the lower factors' are not yet.
+    lowest = prepared.model.upper[0].attention.self.query.lora_B.default
+    seen = 0
+
+    def stop(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > passes:
+            raise HalfwayError
+
+    handle = lowest.register_full_backward_hook(stop)
+    try:
+        with pytest.raises(HalfwayError):
+            once()
+    finally:
+        handle.remove()
+    assert seen == passes + 1
+    assert_nothing_left(prepared.model)
+    assert np.array_equal(once(), healthy)

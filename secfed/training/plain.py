@@ -1,0 +1,63 @@
+"""Ordinary training on the same batches: NOT PRIVATE, for comparisons only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from secfed.adapters import AdaptedModel
+from secfed.privacy.noise import RandomStream
+from secfed.privacy.plan import PrivacyPlan
+from secfed.training.losses import ClassificationLoss, RecordLoss
+from secfed.training.records import PrivateRecords, micro_batches
+from secfed.training.selftest import check_moved
+from secfed.training.steps import LocalUpdate
+from secfed.types import Adapter
+
+__all__ = ["train_without_privacy"]
+
+_RATE = 2e-3
+_HEAD_RATE = 5e-2
+
+
+def train_without_privacy(
+    model: AdaptedModel,
+    adapter: Adapter,
+    trains: Sequence[str],
+    records: PrivateRecords,
+    plan: PrivacyPlan,
+    stream: RandomStream,
+    *,
+    loss: RecordLoss | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> LocalUpdate:
+    """Ordinary Adam training on the same Poisson batches: NOT PRIVATE, a baseline.
+
+    No clipping and no noise; the loss is the mean over the records drawn. The
+    rates are its own, because gradients that are not clipped have another scale.
+    Used for the upper bound that a comparison shows, never in a study that sends.
+    """
+    model.write(adapter.tensors)
+    chosen = model.set_trainable(trains)
+    loss = ClassificationLoss() if loss is None else loss
+    groups = [
+        {"params": [p], "lr": _HEAD_RATE if n.startswith("head.") else _RATE}
+        for n, p in chosen.items()
+    ]
+    optimizer = torch.optim.Adam(groups)
+    model.train()
+    for step in range(plan.steps_per_round):
+        batch = plan.sample_units(stream, records.num_units)
+        optimizer.zero_grad(set_to_none=True)
+        drawn = int(np.isin(records.units, batch).sum())
+        for rows, _ in micro_batches(records, batch):
+            mean = loss(model, *records.batch(rows)).sum() / max(drawn, 1)
+            mean.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress(step + 1, plan.steps_per_round)
+    model.eval()
+    after = check_moved(model, adapter.tensors, trains, must_move=False)
+    change = {name: after[name] - adapter.tensors[name] for name in chosen}
+    return LocalUpdate(change=change, noiseless=change, steps=plan.steps_per_round)

@@ -1,0 +1,61 @@
+"""What a site trains on, and how a batch of units becomes micro-batches of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from secfed.models import Features, padded_batches
+
+__all__ = ["PrivateRecords", "micro_batches"]
+
+_MICRO_BATCH_TOKENS = 4096
+"""A speed setting outside the plan: the sum does not depend on it."""
+
+
+@dataclass(frozen=True)
+class PrivateRecords:
+    """A site's cached features, class numbers and privacy units, row by row."""
+
+    features: Features
+    labels: NDArray[np.int64]
+    units: NDArray[np.int64]
+    num_units: int
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        """Padded states (n, longest, hidden), mask (n, longest) and labels (n,)."""
+        states, mask = self.features.batch(rows)
+        return states, mask, torch.as_tensor(self.labels[rows])
+
+    def __repr__(self) -> str:
+        return "PrivateRecords(<private>)"
+
+
+def micro_batches(
+    records: PrivateRecords, batch: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+    """Rows of the drawn units in micro-batches of similar length, units kept whole.
+
+    The sum over units does not depend on the split; lengths only save padding.
+
+    Yields:
+        The rows, and for each row the number of its unit within the micro-batch.
+    """
+    rows = np.flatnonzero(np.isin(records.units, batch))
+    if len(rows) == 0:
+        return
+    units, position = np.unique(records.units[rows], return_inverse=True)
+    longest = np.zeros(len(units), dtype=np.int64)
+    np.maximum.at(longest, position, records.features.lengths[rows])
+    counts = np.bincount(position)
+    for chunk in padded_batches(
+        longest * counts, np.arange(len(units)), _MICRO_BATCH_TOKENS
+    ):
+        wanted = np.isin(position, chunk)
+        chosen = rows[wanted]
+        local = np.unique(position[wanted], return_inverse=True)[1]
+        yield chosen, torch.as_tensor(local)
