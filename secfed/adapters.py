@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,10 @@ class AdaptedModel(nn.Module):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 value = torch.from_numpy(np.ascontiguousarray(tensors[name]))
+                if value.dtype is not torch.float32:
+                    raise ModelError(
+                        f"{name}: {value.dtype}; the numbers of an adapter are float32"
+                    )
                 if value.shape != parameter.shape:
                     raise ModelError(
                         f"{name}: shape {tuple(value.shape)}, the model needs "
@@ -144,8 +148,24 @@ def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
             network = peft.get_peft_model(base.network, config)
     except ValueError as error:
         raise ModelError(f"[adapter] target_modules: {error}") from error
+    _require_targets(section, network.base_model.targeted_module_names)
     network.eval()
     return AdaptedModel(base, network, first)
+
+
+def _require_targets(section: AdapterSection, found: Sequence[str]) -> None:
+    """PEFT is content when one of several targets is found; we are not."""
+    missing = [
+        name
+        for name in section.target_modules
+        if not any(f".{layer}".endswith(f".{name}") for layer in found)
+    ]
+    if missing:
+        short = sorted({layer.rpartition(".")[2] for layer in found})
+        raise ModelError(
+            f"[adapter] target_modules: no layer is called {', '.join(missing)}; "
+            f"found were {', '.join(short)}"
+        )
 
 
 def initial_adapter(model: AdaptedModel, section: AdapterSection) -> Adapter:

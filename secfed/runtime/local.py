@@ -164,7 +164,13 @@ def _train(
     )
     if not arm.private:
         return train_without_privacy(
-            prepared.model, before.adapter, trains, site.records, site.plan, stream
+            prepared.model,
+            before.adapter,
+            trains,
+            site.records,
+            site.plan,
+            stream,
+            loss=prepared.loss,
         )
     return train_privately(
         prepared.model,
@@ -175,6 +181,7 @@ def _train(
         _settings(arm),
         _learning_rate(arm),
         stream,
+        loss=prepared.loss,
         keep_noiseless=True,
     )
 

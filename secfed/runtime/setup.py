@@ -31,7 +31,7 @@ from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
 from secfed.privacy.plan import PrivacyPlan, calibrate
 from secfed.runtime.progress import Progress
 from secfed.study import Study
-from secfed.training import PrivateRecords
+from secfed.training import ClassificationLoss, PrivateRecords
 from secfed.types import Adapter
 
 __all__ = [
@@ -61,6 +61,7 @@ class Prepared:
     label_names: tuple[str, ...]
     plans: Mapping[str, PrivacyPlan]
     fingerprints: Mapping[str, str]
+    loss: ClassificationLoss
 
     def __repr__(self) -> str:
         return "Prepared(<private>)"
@@ -72,10 +73,12 @@ def prepare(
     """Load data and model, make the plans, run every text through the frozen part.
 
     Raises:
-        DataError, ModelError, PlanError, PolicyError: Before anything is spent.
+        DataError, ModelError, PlanError, PolicyError, StudyError: Before anything
+            is spent.
     """
     progress.phase("reading the sites' records")
     data = load_sites(study, base_dir)
+    loss = ClassificationLoss(study.class_weights(data.label_names))
     progress.phase("calibrating the noise")
     plans = plan_sites(study, data.nominal_units)
     for site in data.sites.values():
@@ -104,6 +107,7 @@ def prepare(
         label_names=data.label_names,
         plans=plans,
         fingerprints={name: fingerprint(site) for name, site in data.sites.items()},
+        loss=loss,
     )
 
 

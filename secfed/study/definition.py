@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from secfed import canonical
+from secfed.errors import StudyError
 from secfed.study.reading import ContradictionError, Table, checked, nearest, read_toml
 from secfed.study.sections import (
     MIN_SITES,
@@ -55,6 +56,8 @@ class Study(Table):
         self._check_cohort()
         self._check_units()
         self._check_nominal_units()
+        if self.data.labels is not None:
+            self._check_class_weights(self.data.labels)
         if self.compare is not None:
             for method in self.compare.methods:
                 _below("training", self.training.require_learning_rate, method)
@@ -113,6 +116,14 @@ class Study(Table):
                 "data.unit_column", "names persons, but privacy.unit = 'record'"
             )
 
+    def _check_class_weights(self, labels: tuple[str, ...]) -> None:
+        for name in self.training.class_weights or ():
+            if name not in labels:
+                raise ContradictionError(
+                    "training.class_weights",
+                    f"no label {name!r}; {nearest(name, labels)}",
+                )
+
     def _check_nominal_units(self) -> None:
         declared = self.privacy.nominal_units
         if declared is None:
@@ -134,6 +145,21 @@ class Study(Table):
                 raise ContradictionError(
                     f"privacy.nominal_units.{site}", "this site is missing"
                 )
+
+    def class_weights(self, labels: tuple[str, ...]) -> tuple[float, ...] | None:
+        """The weight of every class in the loss, in the order of ``labels``.
+
+        Raises:
+            StudyError: A weight is declared for a class that does not exist.
+        """
+        declared = self.training.class_weights
+        if declared is None:
+            return None
+        try:
+            self._check_class_weights(labels)
+        except ContradictionError as error:
+            raise StudyError(f"study {self.name}", error.key, str(error)) from error
+        return tuple(declared.get(label, 1.0) for label in labels)
 
     def canonical(self) -> dict[str, Any]:
         """The study as JSON-able values; ``load_study_dict`` reads it back."""

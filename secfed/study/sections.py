@@ -264,6 +264,9 @@ class TrainingSection(Table):
     optimizer: Literal["sgd", "adam"] = "adam"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     head_learning_rate: Positive
+    # Public, by label; a label that is not named weighs 1. Counted from private
+    # records they would be a release of their own.
+    class_weights: Mapping[str, Positive] | None = None
     learning_rate: Mapping[str, Positive] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -86,6 +86,20 @@ def test_every_line_of_the_example_is_explained():
             assert above.startswith(("#", "[")), line
 
 
+def test_class_weights_are_public_positive_and_of_known_labels():
+    plain = load_study_dict(example(), "study.toml")
+    assert plain.class_weights(("a", "b")) is None
+    weighted = changed(("training.class_weights", {"b": 2.5}))
+    study = load_study_dict(weighted, "study.toml")
+    assert study.class_weights(("a", "b")) == (1.0, 2.5)
+    assert study.digest() != plain.digest()
+    # Built-in text knows its labels only when it is read.
+    with pytest.raises(StudyError, match="did you mean 'bb'") as caught:
+        study.class_weights(("a", "bb"))
+    assert caught.value.key == "training.class_weights"
+    assert refused(("training.class_weights", {"b": 0.0})).key.startswith("training")
+
+
 def test_studies_are_frozen():
     study = load_study(EXAMPLE / "study.toml")
     with pytest.raises(ValidationError):
@@ -345,6 +359,7 @@ def test_own_data_is_accepted():
         (("data.source", "notes.txt"), "data.source", ".parquet"),
         (("privacy.unit", "person"), "data.unit_column", "required"),
         (("privacy.clip_rule", "normalised"), "privacy.clip_gamma", "is needed"),
+        (("training.class_weights", {"c": 2.0}), "training.class_weights", "no label"),
         (("privacy.clip_gamma", 0.01), "privacy.clip_gamma", "belongs to clip_rule"),
         (("data.unit_column", "patient"), "data.unit_column", "record"),
         (("privacy.nominal_units", REMOVED), "privacy.nominal_units", "declare"),

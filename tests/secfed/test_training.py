@@ -599,6 +599,67 @@ def test_a_frozen_tensor_that_moves_is_found(
         )
 
 
+@pytest.mark.parametrize("what", ["adapter", "base"])
+def test_a_frozen_weight_that_moves_is_found_after_the_first_step(
+    what: str,
+    prepared: Prepared,
+    busy: Adapter,
+    everybody: Records,
+    names: tuple[str, ...],
+    plain_sgd: TrainingSection,
+) -> None:
+    frozen, trained = frozen_and_trained(names)
+    layer = prepared.model.upper[0].output.dense.weight
+    weight = prepared.model.named()[frozen[0]] if what == "adapter" else layer
+
+    def nudge(_module: nn.Module, _inputs: object) -> None:
+        with torch.no_grad():
+            weight[0, 0].add_(0.0)  # A write is enough, whatever it writes.
+
+    done: list[int] = []
+    plan = make_plan(20, 20, steps_per_round=3)
+    with hooked(prepared.model, nudge), pytest.raises(TrainingError, match="frozen"):
+        train_privately(
+            prepared.model,
+            busy,
+            trained,
+            some(everybody, range(20)),
+            plan,
+            plain_sgd,
+            RATE,
+            silent("first"),
+            progress=lambda step, _steps: done.append(step),
+        )
+    assert not done
+
+
+def test_class_weights_are_in_the_private_loss(
+    prepared: Prepared,
+    busy: Adapter,
+    everybody: Records,
+    names: tuple[str, ...],
+    plain_sgd: TrainingSection,
+) -> None:
+    held = some(everybody, range(12))
+    weights = np.linspace(0.25, 4.0, len(prepared.label_names))
+    plan = make_plan(12, 12, clip_norm=1e6)
+    update = train_privately(
+        prepared.model,
+        busy,
+        names,
+        held,
+        plan,
+        plain_sgd,
+        RATE,
+        silent("weights"),
+        loss=ClassificationLoss(tuple(weights)),
+    )
+    gradients = one_at_a_time(prepared.model, busy, names, held, range(12))
+    expected = -RATE / 12 * (weights[held.labels] @ gradients)
+    assert distance(flat(update.change), expected) < 1e-4
+    assert distance(-RATE / 12 * gradients.sum(axis=0), expected) > 0.1
+
+
 def test_a_trained_tensor_that_stays_is_found(
     prepared: Prepared,
     busy: Adapter,
