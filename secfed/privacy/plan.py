@@ -24,7 +24,7 @@ from secfed.privacy.noise import RandomStream
 
 __all__ = ["PlanWarning", "PrivacyPlan", "Unit", "calibrate"]
 
-Unit = Literal["record", "person"]
+Unit = Literal["record", "person", "site"]
 
 
 class PlanWarning(UserWarning):
@@ -40,9 +40,15 @@ class PrivacyPlan:
     ``noise_multiplier * clip_norm`` to the sum and divides by the public
     ``expected_batch``, never by the size of the sample.
 
+    Where the unit is the site, a round is one such sum: the whole update of the
+    site is the only contribution, drawn always, and nothing inside the round is
+    noised. Adding or removing the site changes the sum by C. Replacing one person
+    replaces the update, which moves it by up to 2 C, whoever the person is: see
+    ``epsilon_of_a_person``.
+
     Guarantees:
-        ``sampling_probability == expected_batch / nominal_units``,
-        ``delta < 1 / nominal_units``, and the noise is not zero.
+        ``sampling_probability == expected_batch / nominal_units`` (1 where the unit
+        is the site), ``delta < 1 / nominal_units``, and the noise is not zero.
 
     Attributes:
         unit: What one privacy unit is.
@@ -55,7 +61,8 @@ class PrivacyPlan:
         steps_per_round: Noisy sums per round.
         rounds: Rounds that this plan pays for.
         delta: The delta at which epsilon is stated.
-        nominal_units: The declared public number of units, not the true one.
+        nominal_units: The declared public number of units, not the true one; of
+            the records in it where the unit is the site.
         clip_rule: How contributions are bounded; see ``secfed.privacy.clipping``.
         clip_gamma: Belongs to the rule ``normalised``; else None.
 
@@ -85,10 +92,12 @@ class PrivacyPlan:
             _check_count(name, getattr(self, name))
         for name in _REALS:
             _check_positive(name, getattr(self, name))
-        if self.unit == "record" and self.max_records_per_unit != 1:
-            raise PlanError("max_records_per_unit is 1 where the unit is a record")
+        if self.unit != "person" and self.max_records_per_unit != 1:
+            raise PlanError("max_records_per_unit is 1 where the unit is no person")
         _check_sizes(self.expected_batch, self.nominal_units, self.delta)
-        if self.sampling_probability != self.expected_batch / self.nominal_units:
+        if self.unit == "site":
+            self._check_whole_site()
+        elif self.sampling_probability != self.expected_batch / self.nominal_units:
             raise PlanError(
                 f"sampling_probability {self.sampling_probability!r} is not "
                 f"expected_batch / nominal_units, "
@@ -97,6 +106,20 @@ class PrivacyPlan:
         # These refuse what has no bound and what has no accounting.
         _ = self.clipping
         self.round_event()
+
+    def _check_whole_site(self) -> None:
+        """One update per round, never sampled; its two neighbours are fixed."""
+        single = (self.sampling_probability, self.expected_batch, self.steps_per_round)
+        if single != (1.0, 1, 1):
+            raise PlanError(
+                "where the unit is the site, a round is one sum of one update: "
+                "sampling_probability, expected_batch and steps_per_round are 1"
+            )
+        if self.neighbouring != "add-remove":
+            raise PlanError(
+                "where the unit is the site, neighbouring is add-remove; a replaced "
+                "person is what epsilon_of_a_person reports"
+            )
 
     @property
     def clipping(self) -> Clipping:
@@ -132,6 +155,20 @@ class PrivacyPlan:
         """Epsilon of all rounds at ``delta`` under ``neighbouring``."""
         events = [self.round_event()] * self.rounds
         return accounting.epsilon(events, self.delta, self.neighbouring, method)
+
+    def epsilon_of_a_person(self, method: Literal["pld", "rdp"] = "pld") -> float:
+        """Epsilon for any change of one person's records, where the site is the unit.
+
+        Both updates lie in the ball of radius C, so they are up to 2 C apart: the
+        Gaussian mechanism of half the noise multiplier, once per round.
+
+        Raises:
+            PlanError: The unit is smaller; then ``epsilon`` speaks of it directly.
+        """
+        if self.unit != "site":
+            raise PlanError(f"the unit is the {self.unit}: its epsilon is epsilon()")
+        events = [accounting.sampled_gaussian(1.0, self.noise_multiplier / 2, 1)]
+        return accounting.epsilon(events * self.rounds, self.delta, method=method)
 
     def to_json(self) -> dict[str, object]:
         """The fields by name; ``from_json`` reads them back."""
@@ -186,8 +223,8 @@ def calibrate(
         epsilon: The target for all rounds together.
         delta: Below ``1 / nominal_units``; a warning above a tenth of it.
         nominal_units: The declared public number of units of the site.
-        expected_batch: Units in a step on average.
-        steps_per_round: Noisy sums per round.
+        expected_batch: Units in a step on average; 1 where the unit is the site.
+        steps_per_round: Noisy sums per round; 1 where the unit is the site.
         rounds: Rounds of the study.
         clip_norm: Bound on one unit's contribution.
         unit: The privacy unit.
@@ -226,7 +263,7 @@ def calibrate(
             PlanWarning,
             stacklevel=2,
         )
-    sampling_probability = expected_batch / nominal_units
+    sampling_probability = 1.0 if unit == "site" else expected_batch / nominal_units
     noise_multiplier = accounting.smallest_noise_multiplier(
         float(epsilon),
         float(delta),

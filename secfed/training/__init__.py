@@ -20,7 +20,7 @@ layers are refused), ``records`` (what a site holds, and its micro-batches),
 ``losses`` (one number per record), ``gradients`` (one gradient per record),
 ``selftest`` (records do not influence each other), ``units`` (from records to
 clipped units), ``steps`` (the loop), ``replay`` and ``plain`` (what simulations
-compare with).
+compare with), ``whole_site`` (another privacy unit: the update of the round).
 """
 
 from secfed.training.gradients import FunctionalGradients, OpacusGradients
@@ -30,6 +30,7 @@ from secfed.training.preflight import preflight
 from secfed.training.records import PrivateRecords
 from secfed.training.selftest import check_independence
 from secfed.training.steps import LocalUpdate, train_privately
+from secfed.training.whole_site import train_whole_site
 
 __all__ = [
     "ClassificationLoss",
@@ -42,5 +43,6 @@ __all__ = [
     "classification",
     "preflight",
     "train_privately",
+    "train_whole_site",
     "train_without_privacy",
 ]

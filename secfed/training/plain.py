@@ -1,4 +1,4 @@
-"""Ordinary training on the same batches: NOT PRIVATE, for comparisons only."""
+"""Ordinary training, alone and as the inside of a site that is one unit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from secfed.adapters import AdaptedModel
 from secfed.privacy.noise import RandomStream
@@ -16,7 +18,7 @@ from secfed.training.selftest import check_moved
 from secfed.training.steps import LocalUpdate
 from secfed.types import Adapter
 
-__all__ = ["train_without_privacy"]
+__all__ = ["plain_step", "train_without_privacy"]
 
 _RATE = 2e-3
 _HEAD_RATE = 5e-2
@@ -50,14 +52,25 @@ def train_without_privacy(
     model.train()
     for step in range(plan.steps_per_round):
         batch = plan.sample_units(stream, records.num_units)
-        optimizer.zero_grad(set_to_none=True)
-        drawn = int(np.isin(records.units, batch).sum())
-        for rows, _ in micro_batches(records, batch):
-            mean = loss(model, *records.batch(rows)).sum() / max(drawn, 1)
-            mean.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        plain_step(model, optimizer, loss, records, batch)
         progress(step + 1, plan.steps_per_round)
     model.eval()
     after = check_moved(model, adapter.tensors, trains, must_move=False)
     change = {name: after[name] - adapter.tensors[name] for name in chosen}
     return LocalUpdate(change=change, noiseless=change, steps=plan.steps_per_round)
+
+
+def plain_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: RecordLoss,
+    records: PrivateRecords,
+    batch: NDArray[np.int64],
+) -> None:
+    """One step on the mean loss of the drawn units' records: NOT PRIVATE."""
+    optimizer.zero_grad(set_to_none=True)
+    drawn = int(np.isin(records.units, batch).sum())
+    for rows, _ in micro_batches(records, batch):
+        mean = loss(model, *records.batch(rows)).sum() / max(drawn, 1)
+        mean.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

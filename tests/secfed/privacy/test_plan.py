@@ -121,7 +121,8 @@ def test_calibration_holds_everywhere(target, batch, steps):
         ({"steps_per_round": True}, "steps_per_round is an integer"),
         ({"nominal_units": 0}, "nominal_units is an integer"),
         ({"clip_norm": 0.0}, "clip_norm is positive"),
-        ({"unit": "site"}, "unit is one of"),
+        ({"unit": "patient"}, "unit is one of record, person, site"),
+        ({"unit": "site"}, "a round is one sum of one update"),
         ({"max_records_per_unit": 2}, "max_records_per_unit is 1"),
         ({"neighbouring": "swap"}, "neighbouring is one of"),
         ({"clip_norm": 1e-10}, "clip_norm is in"),
@@ -235,6 +236,57 @@ def test_published_rules_by_hand():
     single = Clipping("per-tensor", 1.0).factors(norms)
     expected = [[0.5**0.5 / 3, 0.5**0.5 / 4], [1, 1], [1, 1]]
     np.testing.assert_allclose(single, expected, rtol=1e-6)
+
+
+SITE = {
+    "epsilon": 8.0,
+    "delta": 1e-5,
+    "nominal_units": 1000,
+    "expected_batch": 1,
+    "steps_per_round": 1,
+    "rounds": 10,
+    "clip_norm": 1.0,
+    "unit": "site",
+}
+
+
+def gaussian_delta(mu: float, target: float) -> float:
+    """Delta of the mu-GDP mechanism (Balle and Wang, ICML 2018, theorem 8)."""
+    return stats.norm.cdf(mu / 2 - target / mu) - math.exp(target) * stats.norm.cdf(
+        -mu / 2 - target / mu
+    )
+
+
+def test_a_whole_site_costs_one_gaussian_release_per_round():
+    plan = calibrate(**SITE)
+    assert 0.99 * 8.0 <= plan.epsilon() <= 8.0
+    # Ten rounds of sigma are one release of sigma / sqrt(10): closed form at q = 1.
+    mu = math.sqrt(10) / plan.noise_multiplier
+    assert gaussian_delta(mu, plan.epsilon()) == pytest.approx(1e-5, rel=2e-2)
+    # A person moves the update by 2 C, hence mu doubles.
+    assert gaussian_delta(2 * mu, plan.epsilon_of_a_person()) == pytest.approx(
+        1e-5, rel=2e-2
+    )
+    assert plan.epsilon_of_a_person() > 2 * plan.epsilon()
+    assert plan.epsilon_of_a_person("rdp") > plan.epsilon_of_a_person()
+    assert PrivacyPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    with pytest.raises(PlanError, match="the unit is the record"):
+        PLAN.epsilon_of_a_person()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expected_batch": 2}, "a round is one sum"),
+        ({"steps_per_round": 5}, "a round is one sum"),
+        ({"max_records_per_unit": 2}, "the unit is no person"),
+        ({"neighbouring": "replace-one"}, "neighbouring is add-remove"),
+        ({"delta": 1e-3}, "not below 1/1000"),
+    ],
+)
+def test_a_site_is_neither_sampled_nor_noised_in_parts(change, message):
+    with pytest.raises(PlanError, match=message):
+        calibrate(**SITE | change)
 
 
 def test_json_round_trip():
