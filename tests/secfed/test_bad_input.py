@@ -75,7 +75,7 @@ def test_a_study_that_cannot_work_spends_nothing(
             NoProgress(),
         )
     assert words in str(caught.value)
-    assert not list(tmp_path.rglob("budget.sqlite"))
+    assert not list(tmp_path.rglob("budget.sqlite*"))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -112,7 +112,7 @@ def test_records_outside_the_schema_spend_nothing(
         run_study(study, tmp_path, tmp_path / "run", policy, NoProgress())
     assert words in str(caught.value)
     assert "gout" not in str(caught.value)
-    assert not list(tmp_path.rglob("budget.sqlite"))
+    assert not list(tmp_path.rglob("budget.sqlite*"))
 
 
 def test_an_adapter_that_is_not_float32_is_refused(
