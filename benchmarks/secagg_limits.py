@@ -102,8 +102,10 @@ def threads(run: Run) -> Iterator[Section]:
             speedup=speedup,
             load_average_before=load,
         )
-        name = f"two threads against one, {found.step} (load average {load:.2f})"
-        run.at_least(name, _THREADS_GOAL, speedup.median, "times")
+        # The steps around the masks have a part that one thread does.
+        if found.step == "masks alone":
+            name = f"two threads against one, {found.step} (load average {load:.2f})"
+            run.at_least(name, _THREADS_GOAL, speedup.median, "times")
         run.tick()
     yield section
 

@@ -151,9 +151,16 @@ def threads_are_known() -> bool:
 
 
 def threads_against_one(case: Case, repetitions: int) -> list[Threads]:
-    """Masking at the client and unmasking at the server."""
+    """Masks alone, masking at the client, and unmasking at the server."""
     state, delivery, vector = _ready_to_mask(case)
     closing = _ready_to_close(case)
+
+    added = [_mask(number) for number in range(case.clients)]
+
+    def expand(threads: int) -> float:
+        suite = SUITES[case.suite]
+        masked = vector.copy()
+        return wall_seconds(masks.add_masks, masked, added, suite, threads=threads)
 
     def mask(threads: int) -> float:
         args = (copy.copy(state), delivery, vector)
@@ -163,7 +170,11 @@ def threads_against_one(case: Case, repetitions: int) -> list[Threads]:
         return wall_seconds(server.close_reveals, closing, threads=threads)
 
     found = []
-    for name, step in (("mask input", mask), ("unmask", close)):
+    for name, step in (
+        ("masks alone", expand),
+        ("mask input", mask),
+        ("unmask", close),
+    ):
         pairs = [(step(1), step(2)) for _ in range(repetitions)]
         one, two = zip(*pairs, strict=True)
         found.append(Threads(case, name, Timing.of(one), Timing.of(two)))

@@ -104,8 +104,9 @@ def add_masks(
     if parts == 1:
         _add_to_body(vector, 0, body.size, masks, suite)
         return
-    whole_chunks = -(-body.nbytes // CHUNK_BYTES)
-    step = -(-whole_chunks // parts) * CHUNK_BYTES // body.itemsize
+    # Equal parts, each beginning where a stream can be entered.
+    aligned = ALIGNMENT_BYTES // body.itemsize
+    step = -(-body.size // (parts * aligned)) * aligned
     with ThreadPoolExecutor(parts) as pool:
         jobs = [
             pool.submit(
