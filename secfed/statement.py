@@ -347,7 +347,9 @@ def _hazards(seed: int | None) -> list[str]:
 
 _FLOATING_POINT = (
     "floating point: the noise is a continuous Gaussian in floating point; its low "
-    "bits can leak (Mironov, CCS 2012), and no discrete mechanism is used"
+    "bits can leak (Mironov, CCS 2012), and no discrete mechanism is used; one more "
+    "person changes padding and micro-batch splits, which can move other contributions "
+    "in their last bits"
 )
 
 _UNPROTECTED = (
