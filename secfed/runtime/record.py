@@ -386,7 +386,7 @@ class ArmRecord:
         return of_ledger | {r.head for r in read_receipts(self._private, site)}
 
     def _earlier_epsilon(self, budget: Budget) -> float:
-        events = [r.event for r in budget.history() if r.run_id != self.run_id]
+        events = [r.cost for r in budget.history() if r.run_id != self.run_id]
         delta = self.arm.study.privacy.delta
         return accounting.epsilon(events, delta) if events else 0.0
 
