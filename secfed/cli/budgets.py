@@ -174,7 +174,9 @@ def _charge_json(charge: Charge) -> dict[str, Any]:
         "reserved_at": charge.reserved_at,
         "study_digest": charge.study_digest,
         "event": event_to_json(charge.event),
-        "records_per_person": charge.group,
+        "unit": charge.unit,
+        "group": charge.group,
+        "records_per_person": None if charge.unit == "site" else charge.group,
         "head": charge.head,
     }
 

@@ -23,16 +23,19 @@ from secfed.privacy.distributions import (
     reference_interval,
 )
 from secfed.privacy.events import (
+    REPLACED,
     DpEvent,
     event_from_json,
     event_to_json,
     group_event,
     merge,
+    replaced_event,
     sampled_gaussian,
 )
 from secfed.privacy.tradeoff import advantage, conservative_mu, true_positive_rate
 
 __all__ = [
+    "REPLACED",
     "DpEvent",
     "Guarantee",
     "Neighbouring",
@@ -44,6 +47,7 @@ __all__ = [
     "fits",
     "group_event",
     "guarantee",
+    "replaced_event",
     "sampled_gaussian",
     "smallest_noise_multiplier",
     "true_positive_rate",

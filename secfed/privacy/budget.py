@@ -108,6 +108,7 @@ class Budget:
         self.site = site
         self._population: str | None = None
         self._group = 1
+        self._unit: Unit = "record"
         self._store = BudgetStore(self.path, site, create=create)
         self._store.prepare()
 
@@ -140,6 +141,11 @@ class Budget:
         spent stays. The unit is fixed when a population is first opened,
         because events for records say nothing about persons.
 
+        A study whose unit is the site may draw on every population, and is always
+        charged for a person: one person's records can replace the whole update,
+        which moves it by up to 2 C (``accounting.REPLACED``). A population that is
+        kept per site takes such studies only.
+
         Args:
             population: Its declared name.
             unit: What the study protects.
@@ -170,7 +176,7 @@ class Budget:
                 writer.append(entry | {"max_epsilon": limits[0], "delta": limits[1]})
             if fingerprint is not None:
                 self._add_version(writer, population, fingerprint)
-        self._population, self._group = population, group
+        self._population, self._group, self._unit = population, group, unit
         return self
 
     def populations(self) -> tuple[Population, ...]:
@@ -203,10 +209,11 @@ class Budget:
             BudgetFileError: The file is damaged or an older copy of itself.
             PolicyError: This round of this run was reserved before. It counts
                 as spent and is not repeated; continue with the next round.
-            PlanError: The event is not one that the accountant knows.
+            PlanError: The event is not one that the accountant knows, or is sampled
+                where the study's unit is the site.
         """
         encoded = accounting.event_to_json(event)
-        cost = accounting.group_event(event, self._group)
+        cost = self._cost(event)
         known_heads = tuple(known_heads)
         with self._store.transaction() as writer:
             account = self._opened(writer.state)
@@ -227,6 +234,7 @@ class Budget:
                     "round": round_number,
                     "event": encoded,
                     "group": self._group,
+                    "unit": self._unit,
                     "at": _now(),
                     "nonce": fresh_nonce(),
                 }
@@ -272,7 +280,7 @@ class Budget:
         checked again.
         """
         account = self._account()
-        costs = [accounting.group_event(event, self._group) for event in events]
+        costs = [self._cost(event) for event in events]
         everything = [*(charge.cost for charge in account.charges), *costs]
         held = account.population
         return accounting.fits(everything, held.delta, held.max_epsilon)
@@ -310,6 +318,11 @@ class Budget:
             f"{reservation}"
         )
 
+    def _cost(self, event: DpEvent) -> DpEvent:
+        if self._unit == "site":
+            return accounting.replaced_event(event)
+        return accounting.group_event(event, self._group)
+
     def _require(self, account: Account, cost: DpEvent) -> None:
         held = account.population
         before = [charge.cost for charge in account.charges]
@@ -336,7 +349,9 @@ class Budget:
     def _group_of(
         self, population: str, kept: Unit, unit: Unit, records_per_person: int | None
     ) -> int:
-        """How many records each event is charged for."""
+        """How many units' worth each event is charged for."""
+        if unit == "site":
+            return accounting.REPLACED
         if kept == unit:
             return 1
         if (kept, unit) == ("person", "record") and records_per_person is not None:

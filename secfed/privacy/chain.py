@@ -23,7 +23,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from secfed.canonical import canonical_json, parse_canonical
 from secfed.errors import PlanError
@@ -86,10 +86,13 @@ class Charge:
         run_id: In which run and arm.
         round: From 1.
         event: What ran, for the study's own unit.
-        group: Records per person, where records are charged to persons; else 1.
+        group: How many units' worth is charged: the records per person, where
+            records are charged to persons; 2 where a study's unit is the site, as a
+            person may replace its update; else 1.
         state: Whether the round was sent.
         reserved_at: In UTC.
         head: What the ledger names, so that a rolled-back budget is noticed.
+        unit: The study's own unit; None in entries from before it was kept.
     """
 
     reservation: int
@@ -102,6 +105,7 @@ class Charge:
     state: Literal["reserved", "spent"]
     reserved_at: str
     head: str
+    unit: Unit | None = None
 
     @property
     def cost(self) -> DpEvent:
@@ -118,7 +122,7 @@ class Charge:
             round=self.round,
             event=accounting.event_to_json(self.event),
             group=self.group,
-            unit=None,
+            unit=self.unit,
         )
 
 
@@ -127,7 +131,7 @@ class Receipt:
     """A reservation as evidence outside the budget knows it.
 
     A ledger knows the study's ``unit`` and neither ``population`` nor ``group``.
-    A site's own receipt knows both, and needs no unit.
+    A site's own receipt knows all three; old ones have no unit.
     """
 
     head: str
@@ -261,11 +265,18 @@ def _reserve(tally: _Tally, link: Link) -> None:
         state="reserved",
         reserved_at=str(entry["at"]),
         head=link.head,
+        unit=_known_unit(entry.get("unit")),
     )
     accounting.group_event(charge.event, charge.group)  # It has a cost.
     tally.charges[link.sequence] = charge
     if entry.get("replaces"):
         tally.heads.add(str(entry["replaces"]))
+
+
+def _known_unit(value: object) -> Unit | None:
+    if value is not None and value not in get_args(Unit):
+        raise PlanError(f"{value!r} is not a privacy unit")
+    return cast("Unit | None", value)
 
 
 def _spend(tally: _Tally, link: Link) -> None:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import dp_accounting
 
 from secfed.errors import PlanError
 
 __all__ = [
+    "REPLACED",
     "DpEvent",
     "Merged",
     "event_from_json",
     "event_to_json",
     "group_event",
     "merge",
+    "replaced_event",
     "sampled_gaussian",
 ]
 
@@ -30,6 +32,12 @@ DpEvent: TypeAlias = Any  # dp_accounting.DpEvent; that library ships no types.
 
 Merged: TypeAlias = tuple[tuple[float, float, int], ...]
 """Sorted (sampling probability, noise multiplier, steps)."""
+
+REPLACED: Final = 2
+"""The group that costs what replacing a unit costs, where each step draws all units.
+
+Both contributions lie in the ball of radius C, so the sum moves by up to 2 C.
+"""
 
 _NOISE_RANGE = (0.01, 1e6)  # Outside, a loss distribution has no useful grid.
 
@@ -67,6 +75,18 @@ def group_event(event: DpEvent, size: int) -> DpEvent:
     grouped = _grouped(event, size) if size > 1 else event
     merge([grouped])
     return grouped
+
+
+def replaced_event(event: DpEvent) -> DpEvent:
+    """What an event costs whoever can replace the contribution of a whole unit.
+
+    Raises:
+        PlanError: The event is unknown, or a step draws units by chance; how often a
+            person is in it is then another question.
+    """
+    if any(probability != 1 for probability, _, _ in merge([event])):
+        raise PlanError("a whole site's update is drawn always, not sampled")
+    return group_event(event, REPLACED)
 
 
 def _grouped(event: DpEvent, size: int) -> DpEvent:

@@ -156,19 +156,27 @@ class PrivacyPlan:
         events = [self.round_event()] * self.rounds
         return accounting.epsilon(events, self.delta, self.neighbouring, method)
 
-    def epsilon_of_a_person(self, method: Literal["pld", "rdp"] = "pld") -> float:
-        """Epsilon for any change of one person's records, where the site is the unit.
+    def event_of_a_person(self) -> DpEvent:
+        """What a round costs a person, where the site is the unit.
 
         Both updates lie in the ball of radius C, so they are up to 2 C apart: the
-        Gaussian mechanism of half the noise multiplier, once per round.
+        Gaussian mechanism of half the noise multiplier.
+
+        Raises:
+            PlanError: The unit is smaller; then ``round_event`` speaks of it directly.
+        """
+        if self.unit != "site":
+            raise PlanError(f"the unit is the {self.unit}: its epsilon is epsilon()")
+        return accounting.replaced_event(self.round_event())
+
+    def epsilon_of_a_person(self, method: Literal["pld", "rdp"] = "pld") -> float:
+        """Epsilon for any change of one person's records, where the site is the unit.
 
         Raises:
             PlanError: The unit is smaller; then ``epsilon`` speaks of it directly.
         """
-        if self.unit != "site":
-            raise PlanError(f"the unit is the {self.unit}: its epsilon is epsilon()")
-        events = [accounting.sampled_gaussian(1.0, self.noise_multiplier / 2, 1)]
-        return accounting.epsilon(events * self.rounds, self.delta, method=method)
+        events = [self.event_of_a_person()] * self.rounds
+        return accounting.epsilon(events, self.delta, method=method)
 
     def to_json(self) -> dict[str, object]:
         """The fields by name; ``from_json`` reads them back."""

@@ -28,6 +28,7 @@ from secfed.privacy.chain import (
     fresh_nonce,
     rendered,
 )
+from secfed.privacy.events import REPLACED
 from secfed.privacy.journal import (
     BudgetFileError,
     Journal,
@@ -140,6 +141,7 @@ def _extend(links: list[Link], receipts: Sequence[Receipt]) -> list[int]:
             "round": receipt.round,
             "event": dict(receipt.event),
             "group": _group_of(receipt, population, state),
+            "unit": receipt.unit,
             "at": _now(),
             "nonce": fresh_nonce(),
             "replaces": receipt.head,
@@ -168,12 +170,15 @@ def _population_of(receipt: Receipt, state: State) -> Population:
 
 
 def _group_of(receipt: Receipt, population: Population, state: State) -> int:
-    """For how many records each event is charged."""
+    """How many units' worth each event is charged for."""
     if receipt.group is not None:
         return receipt.group
+    if receipt.unit == "site":
+        return REPLACED
     if receipt.unit in (None, population.unit):
         return 1
-    groups = [c.group for c in state.charges_of(population.name) if c.group > 1]
+    held = state.charges_of(population.name)
+    groups = [c.group for c in held if c.group > 1 and c.unit != "site"]
     if population.unit == "person" and groups:
         return max(groups)
     raise PolicyError(
