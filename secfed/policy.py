@@ -15,9 +15,14 @@ from secfed.study.sections import Sha256, SiteName, Texts, check_method
 
 __all__ = ["SitePolicy", "check", "load_policy"]
 
-_Digests = Annotated[
-    tuple[Sha256, ...],
-    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_Digests = Annotated[tuple[Sha256, ...], BeforeValidator(_as_tuple)]
+_Units = Annotated[
+    tuple[Literal["record", "person", "site"], ...], BeforeValidator(_as_tuple)
 ]
 
 
@@ -41,6 +46,8 @@ class SitePolicy(Table):
     min_sites: Annotated[int, Field(ge=MIN_SITES)] = MIN_SITES
     allowed_methods: Texts
     allowed_model_sha256: _Digests
+    # A whole site as the unit is another promise, so it is allowed by name only.
+    allowed_units: _Units = ("record", "person")
     require_mode: Literal["malicious"] = "malicious"
     # Folder of the budget files, shared by all runs on these people.
     budget_dir: str | None = None
@@ -150,7 +157,17 @@ def _allowed(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
         refusals.append(
             f"model.sha256 {study.model.sha256} is not in allowed_model_sha256"
         )
+    if study.privacy.unit not in policy.allowed_units:
+        refusals.append(
+            f"privacy.unit {study.privacy.unit!r} is not in allowed_units"
+            + (_WHOLE_SITE if study.privacy.unit == "site" else "")
+        )
     return refusals
 
+
+_WHOLE_SITE = (
+    ": epsilon would speak of the whole site, and one person's records would cost more "
+    "than that (secfed plan shows both)"
+)
 
 _RULES: tuple[_Rule, ...] = (_privacy, _durable, _cohort, _mode, _allowed)

@@ -148,7 +148,7 @@ def build_statement(
             else UNKNOWN
         ),
         "provenance": dict(context.provenance) or UNKNOWN,
-        "limits": list(_LIMITS),
+        "limits": list(_limits(privacy["unit"])),
     }
 
 
@@ -179,19 +179,13 @@ def _site_section(
         entry.spent[site] == expected for entry in rounds if site in entry.spent
     )
     num_spent = sum(site in entry.spent for entry in rounds)
-    cost = accounting.guarantee(_events(site, rounds), delta)
+    events = _events(site, rounds)
+    whole = plan["unit"] == "site"
     return {
-        "epsilon": cost.epsilon,
-        "epsilon_rdp": cost.epsilon_rdp,
-        "epsilon_replace_one": cost.epsilon_replace_one,
-        "mu": UNKNOWN if cost.mu is None else cost.mu,
-        "attack_rates": {
-            "advantage": cost.advantage,
-            "tpr_at_fpr_0.01": cost.tpr_at_fpr_1_percent,
-            "tpr_at_fpr_0.001": cost.tpr_at_fpr_01_percent,
-        },
+        **_cost(events, delta),
+        **({"of_a_person": _cost_of_a_person(events, delta)} if whole else {}),
         "mechanism": {
-            "name": "Gaussian on clipped gradients of a Poisson sample",
+            "name": _WHOLE_UPDATE if whole else _CLIPPED_GRADIENTS,
             "clip_norm": plan["clip_norm"],
             "clip_rule": plan["clip_rule"],
             "noise_multiplier": plan["noise_multiplier"],
@@ -209,13 +203,56 @@ def _site_section(
     }
 
 
+_CLIPPED_GRADIENTS = "Gaussian on clipped gradients of a Poisson sample"
+_WHOLE_UPDATE = "Gaussian on the site's whole clipped update, once a round, not sampled"
+
+
+def _cost(events: Sequence[Any], delta: float) -> JsonObject:
+    """What events cost the unit that they protect."""
+    cost = accounting.guarantee(events, delta)
+    return {
+        "epsilon": cost.epsilon,
+        "epsilon_rdp": cost.epsilon_rdp,
+        "epsilon_replace_one": cost.epsilon_replace_one,
+        "mu": UNKNOWN if cost.mu is None else cost.mu,
+        "attack_rates": {
+            "advantage": cost.advantage,
+            "tpr_at_fpr_0.01": cost.tpr_at_fpr_1_percent,
+            "tpr_at_fpr_0.001": cost.tpr_at_fpr_01_percent,
+        },
+    }
+
+
+def _of_a_person(events: Sequence[Any]) -> list[Any]:
+    """Updates of a whole site, charged for a person whose records replace them."""
+    return [accounting.replaced_event(event) for event in events]
+
+
+def _cost_of_a_person(events: Sequence[Any], delta: float) -> JsonObject:
+    cost = _cost(_of_a_person(events), delta)
+    # Any change of a person's records is meant already, so there is no second one.
+    del cost["epsilon_replace_one"]
+    return {
+        "meaning": "any change of one person's records at this site: it can replace "
+        "the whole update, twice the clip norm",
+        **cost,
+    }
+
+
 def _across_section(
     plan: PlanEntry, rounds: Sequence[Started], delta: float
 ) -> JsonObject:
-    meaning = "someone with one privacy unit at every site"
+    whole = any(p is not None and p["unit"] == "site" for p in plan.sites.values())
+    meaning = (
+        "any change of the records that one person has at all sites together"
+        if whole
+        else "someone with one privacy unit at every site"
+    )
     if not plan.private:
         return {"meaning": meaning, "epsilon": None, "delta": None}
     events = [event for site in sorted(plan.sites) for event in _events(site, rounds)]
+    if whole:
+        events = _of_a_person(events)
     return {
         "meaning": meaning,
         "epsilon": accounting.epsilon(events, delta),
@@ -241,6 +278,14 @@ def _headline(
     if reasons:
         return f"{NOT_PRIVATE}: {'; '.join(reasons)}"
     worst = max(section["epsilon"] for section in sites.values())
+    if privacy["unit"] == "site":
+        person = max(section["of_a_person"]["epsilon"] for section in sites.values())
+        return (
+            f"At every site the released adapters are ({person:.4g}, "
+            f"{privacy['delta']:g})-differentially private for any change of one "
+            f"person's records, and ({worst:.4g}, {privacy['delta']:g})-differentially "
+            "private for the site as a whole, its update present or zero"
+        )
     return (
         f"At every site the released adapters are ({worst:.4g}, "
         f"{privacy['delta']:g})-differentially private for each {privacy['unit']} "
@@ -255,6 +300,11 @@ def _guarantee_section(plan: PlanEntry, privacy: Mapping[str, Any]) -> JsonObjec
         whose += f", with at most {privacy.get('max_records_per_unit', 1)} records"
     if unit == "record":
         whose += "; a person with several records is protected less"
+    if unit == "site":
+        whose += (
+            ": all its records, through the one update of a round, present or zero; a "
+            "person is protected less than that, see of_a_person"
+        )
     return {
         "unit": unit,
         "whose": whose,
@@ -360,10 +410,21 @@ _UNPROTECTED = (
     "the error text of a site that stops",
 )
 
+_SINGLE_UNITS = (
+    "the guarantee covers single units, not facts about whole groups or sites"
+)
+
 _LIMITS = (
     "the ledger proves what the coordinator claimed, not that a site added noise",
-    "the guarantee covers single units, not facts about whole groups or sites",
+    _SINGLE_UNITS,
     "a site that sends a poisoned update is limited by clipping only",
     "the base model is public and its own training data are not covered",
     "times are the coordinator's clock",
 )
+
+
+def _limits(unit: str) -> tuple[str, ...]:
+    if unit != "site":
+        return _LIMITS
+    single = "the guarantee covers each site and each person alone, not several at once"
+    return tuple(single if text == _SINGLE_UNITS else text for text in _LIMITS)

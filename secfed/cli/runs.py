@@ -172,6 +172,7 @@ def show_run(folder: Path, *, as_json: bool) -> None:
     from secfed.report.conclusion import conclude  # noqa: PLC0415
     from secfed.report.reading import read_run  # noqa: PLC0415
     from secfed.report.tables import terminal_tables  # noqa: PLC0415
+    from secfed.report.whole_site import beside_epsilon  # noqa: PLC0415
     from secfed.signing import format_fingerprint  # noqa: PLC0415
 
     record = read_run(folder)
@@ -181,6 +182,8 @@ def show_run(folder: Path, *, as_json: bool) -> None:
     show(terminal_tables(record.comparison))
     if record.comparison.simulation_seed is not None:
         show("NOT PRIVATE: the simulation seed is public, so the noise can be removed.")
+    if note := beside_epsilon(record):
+        show("", note)
     show("", conclude(record.comparison), "")
     if (folder / "report.html").is_file():
         show(f"report:  {folder / 'report.html'}")

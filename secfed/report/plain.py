@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from secfed.report.reading import RunRecord
+from secfed.report import whole_site
+from secfed.report.reading import RunRecord, below
 from secfed.report.results import NON_PRIVATE
 from secfed.report.tables import UNKNOWN, round_up
 
@@ -57,8 +58,10 @@ def describe_protection(record: RunRecord) -> Protection:
     else:
         worst = max(arm.epsilon_max or 0.0 for arm in private)
         headline = (
-            f"Each single {unit} in the training data of {place} is protected with "
-            f"epsilon at most {round_up(worst)} in each private arm."
+            whole_site.headline(record, place, worst)
+            if unit == "site"
+            else f"Each single {unit} in the training data of {place} is protected "
+            f"with epsilon at most {round_up(worst)} in each private arm."
         )
     return Protection(
         headline=headline,
@@ -153,6 +156,8 @@ def _whom(record: RunRecord, unit: str, place: str) -> str:
             + " A person who is at several sites is protected less"
             + f"{_everywhere(record)}."
         )
+    if unit == "site":
+        return whole_site.whom(record, place, _everywhere(record))
     return f"The privacy unit is {UNKNOWN}."
 
 
@@ -183,7 +188,7 @@ def _against(record: RunRecord) -> str:
 
 def _where(record: RunRecord) -> str:
     places = dict.fromkeys(
-        _below(statement.get("execution"), "where")
+        below(statement.get("execution"), "where")
         for statement in record.statements.values()
     )
     known = [place for place in places if isinstance(place, str)]
@@ -213,8 +218,16 @@ def _strength(record: RunRecord) -> str:
     )
     return (
         f"Epsilon {round_up(worst)} at delta {shown} for the worst site in one arm: "
-        f"{_grade(worst)}.{total}"
+        f"{_grade(worst)}.{_of_a_person(record)}{total}"
     )
+
+
+def _of_a_person(record: RunRecord) -> str:
+    if not whole_site.is_the_unit(record):
+        return ""
+    epsilon = whole_site.epsilon_of_a_person(record)
+    said = UNKNOWN if epsilon is None else f"{round_up(epsilon)}: {_grade(epsilon)}"
+    return f" That is for the site as a whole; for one person it is {said}."
 
 
 def _grade(epsilon: float) -> str:
@@ -228,16 +241,21 @@ def _grade(epsilon: float) -> str:
 
 def _meaning(record: RunRecord) -> str:
     rates = _stated_rate(record)
+    used = (
+        "one person's records were"
+        if whole_site.is_the_unit(record)
+        else "one unit was"
+    )
     if rates is not None:
         return (
-            "Whoever sees one arm and guesses whether one unit was used, and is wrong "
+            f"Whoever sees one arm and guesses whether {used} used, and is wrong "
             "about outsiders in at most 1 % of cases, finds at most "
             f"{100 * rates:.1f} % of insiders (without any protection: up to 100 %; "
             "by blind guessing: 1 %)."
         )
     arms = [a.epsilon_max for a in record.comparison.arms if a.epsilon_max is not None]
     delta = _delta(record)
-    if not arms or delta is None:
+    if not arms or delta is None or whole_site.is_the_unit(record):
         return f"What an attacker can learn at most: {UNKNOWN}."
     bound = _membership_bound(max(arms), delta)
     return (
@@ -289,7 +307,9 @@ def _stated_rate(record: RunRecord) -> float | None:
     for statement in record.statements.values():
         sections = statement.get("sites")
         for section in sections.values() if isinstance(sections, Mapping) else ():
-            rate = _below(_below(section, "attack_rates"), _RATE)
+            # Of a person, where the unit is the site: the larger of the two.
+            told = below(section, "of_a_person") or section
+            rate = below(below(told, "attack_rates"), _RATE)
             if isinstance(rate, int | float):
                 rates.append(float(rate))
     return max(rates, default=None)
@@ -299,11 +319,7 @@ def _across_sites(record: RunRecord) -> float | None:
     """The worst stated epsilon of someone who is at every site."""
     found = []
     for statement in record.statements.values():
-        value = _below(statement.get("across_sites"), "epsilon")
+        value = below(statement.get("across_sites"), "epsilon")
         if isinstance(value, int | float):
             found.append(float(value))
     return max(found, default=None)
-
-
-def _below(value: object, key: str) -> object:
-    return value.get(key) if isinstance(value, Mapping) else None

@@ -12,7 +12,7 @@ from secfed.errors import RunDirectoryError
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, Comparison, Source
 from secfed.signing import fingerprint
 
-__all__ = ["RunRecord", "read_run"]
+__all__ = ["RunRecord", "below", "read_run"]
 
 _COMPARISON = "comparison.json"
 _METRICS = "metrics.jsonl"
@@ -49,6 +49,11 @@ class RunRecord:
         """A value of the study, None when it is not known."""
         section = self.study.get(table)
         return section.get(key) if isinstance(section, Mapping) else None
+
+
+def below(value: object, key: str) -> object:
+    """A value one level down, None where there is no such level."""
+    return value.get(key) if isinstance(value, Mapping) else None
 
 
 def read_run(directory: str | Path) -> RunRecord:

@@ -39,6 +39,11 @@ inequality of Cauchy and Schwarz, so no number can saturate.
 noise's variance at every site, and 16 bits are enough (for Adam, where one step
 moves a weight by about 1 in units of the scale, 1 stands for std). Else: 32 bits.
 
+**A whole site as the unit.** The update itself is cut to the norm C and noised once
+with standard deviation sigma * C, whatever the optimizer did. So the scale is 1 for
+every tensor, the signal's norm is at most C with certainty, and the bounds on noise,
+rotation and width are those above.
+
 Without privacy nothing hides the rounding: 32 bits and a wide range.
 """
 
@@ -59,7 +64,6 @@ from secfed.report.results import HEAD_ONLY
 from secfed.strategies import get_strategy, trained_names
 from secfed.strategies.base import HEAD
 from secfed.study import Study
-from secfed.study.sections import TrainingSection
 from secfed.types import Adapter
 
 __all__ = ["UpdateLaw", "codec_for", "ring_bits_for", "step_size"]
@@ -141,9 +145,9 @@ def codec_for(
     elif not private:
         value_range = _WIDE_RANGE
     else:
-        scales = {name: step_size(study.training, name) for name in tensors}
+        scales = {name: step_size(study, name) for name in tensors}
         size = sum(tensor.size for tensor in tensors.values()) if rotated else None
-        value_range = _law(study.training, plans).value_range(size)
+        value_range = _law(study, plans).value_range(size)
     return Codec.for_tensors(
         tensors,
         value_range=value_range,
@@ -169,14 +173,14 @@ def ring_bits_for(
         return WIDE_RING_BITS
     if study.secagg.ring_bits:
         return study.secagg.ring_bits
-    law = _law(study.training, plans)
+    law = _law(study, plans)
     chosen, hidden = study.secagg.clip_range, law.hidden
     if chosen is None:
         rotated = study.secagg.rotation is not None
         value_range = law.value_range(_fewest(study, adapter) if rotated else None)
     else:
         value_range = chosen
-        hidden *= min(step_size(study.training, name) for name in _sent(study, adapter))
+        hidden *= min(step_size(study, name) for name in _sent(study, adapter))
     levels = levels_of(_NARROW_RING_BITS, len(study.sites))
     fine = value_range * _STEPS_PER_STD <= hidden * levels
     return _NARROW_RING_BITS if fine else WIDE_RING_BITS
@@ -201,8 +205,14 @@ def _schedule(study: Study, adapter: Adapter) -> list[tuple[str, ...]]:
     return [trained_names(strategy, adapter, number) for number in rounds]
 
 
-def step_size(training: TrainingSection, tensor: str) -> float:
-    """The learning rate with which a private site trains one tensor."""
+def step_size(study: Study, tensor: str) -> float:
+    """The learning rate with which a private site trains one tensor.
+
+    It is 1 where the unit is the site, whose update is clipped and noised as it is.
+    """
+    training = study.training
+    if study.privacy.unit == "site":
+        return 1.0
     if not tensor.startswith(HEAD):
         return training.learning_rate[training.method]
     if training.method == HEAD_ONLY:
@@ -210,7 +220,12 @@ def step_size(training: TrainingSection, tensor: str) -> float:
     return training.head_learning_rate
 
 
-def _law(training: TrainingSection, plans: Mapping[str, PrivacyPlan]) -> UpdateLaw:
+def _law(study: Study, plans: Mapping[str, PrivacyPlan]) -> UpdateLaw:
+    training = study.training
+    if study.privacy.unit == "site":
+        clip = max(plan.clipping.sensitivity for plan in plans.values())
+        stds = [plan.noise_std for plan in plans.values()]
+        return UpdateLaw(largest=clip, norm=clip, noise=max(stds), hidden=min(stds))
     if training.optimizer == "adam":
         largest = _adam_bound(training.steps_per_round)
         return UpdateLaw(largest=largest, norm=None, noise=0.0, hidden=1.0)

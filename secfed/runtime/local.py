@@ -15,6 +15,7 @@ from secfed.client import BudgetGuard, NoGuard, Site
 from secfed.errors import RoundAbortedError
 from secfed.evaluation import evaluate
 from secfed.policy import SitePolicy
+from secfed.privacy.plan import PrivacyPlan
 from secfed.report.html import build_report
 from secfed.report.results import HEAD_ONLY
 from secfed.runtime.directory import create_run
@@ -26,7 +27,12 @@ from secfed.strategies import check_maskable, get_strategy, trained_names
 from secfed.strategies.base import ServerState, Strategy
 from secfed.study import Study
 from secfed.study.sections import TrainingSection
-from secfed.training import LocalUpdate, train_privately, train_without_privacy
+from secfed.training import (
+    LocalUpdate,
+    train_privately,
+    train_whole_site,
+    train_without_privacy,
+)
 from secfed.types import LORA_A, LORA_B, Adapter
 
 __all__ = ["run_arm", "run_study"]
@@ -168,11 +174,13 @@ def _train(
             before.adapter,
             trains,
             site.records,
-            site.plan,
+            _settings(arm),
+            site.plan.nominal_units,
             stream,
             loss=prepared.loss,
         )
-    return train_privately(
+    private = train_whole_site if site.plan.unit == "site" else train_privately
+    return private(
         prepared.model,
         before.adapter,
         trains,
@@ -221,25 +229,30 @@ def _noise(
 def _levels(
     record: ArmRecord, survivors: tuple[str, ...], trains: tuple[str, ...]
 ) -> NoiseLevels | None:
-    """The plan's noise per number of each survivor; only SGD has a closed form."""
+    """The noise per number of each survivor; under Adam steps it has no closed form."""
     training = record.arm.study.training
-    if training.optimizer != "sgd":
+    plans = [record.sites[site].plan for site in survivors]
+    if record.arm.study.privacy.unit == "site":
+        std = [plan.noise_std for plan in plans]  # Once, after the last step.
+    elif training.optimizer != "sgd":
         return None
-    std = [
-        sgd_noise_std(
-            plan.steps_per_round,
-            _learning_rate(record.arm),
-            plan.noise_multiplier,
-            plan.clip_norm,
-            plan.expected_batch,
-            momentum=training.momentum,
-        )
-        for plan in (record.sites[site].plan for site in survivors)
-    ]
+    else:
+        std = [_sgd_std(record.arm, plan) for plan in plans]
     zero = [0.0] * len(std)
     return NoiseLevels.uniform(
         std_a=std if any(name.endswith(LORA_A) for name in trains) else zero,
         std_b=std if any(name.endswith(LORA_B) for name in trains) else zero,
+    )
+
+
+def _sgd_std(arm: Arm, plan: PrivacyPlan) -> float:
+    return sgd_noise_std(
+        plan.steps_per_round,
+        _learning_rate(arm),
+        plan.noise_multiplier,
+        plan.clip_norm,
+        plan.expected_batch,
+        momentum=arm.study.training.momentum,
     )
 
 

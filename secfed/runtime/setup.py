@@ -26,9 +26,10 @@ from secfed.errors import RunDirectoryError
 from secfed.models import BaseModel, Features, encode_prefix, load_base_model
 from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
+from secfed.privacy.asked import plan_for
 from secfed.privacy.budget import Budget
 from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
-from secfed.privacy.plan import PrivacyPlan, calibrate
+from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.progress import Progress
 from secfed.study import Study
 from secfed.training import ClassificationLoss, PrivateRecords
@@ -136,22 +137,7 @@ def plan_sites(
     Raises:
         PlanError: A site is too small for the expected batch or for delta.
     """
-    return {
-        site: calibrate(
-            epsilon=study.privacy.epsilon,
-            delta=study.privacy.delta,
-            nominal_units=nominal_units[site],
-            expected_batch=study.training.expected_batch,
-            steps_per_round=study.training.steps_per_round,
-            rounds=study.training.rounds,
-            clip_norm=study.privacy.clip_norm,
-            unit=study.privacy.unit,
-            max_records_per_unit=study.privacy.max_records_per_unit,
-            clip_rule=study.privacy.clip_rule,
-            clip_gamma=study.privacy.clip_gamma,
-        )
-        for site in study.sites
-    }
+    return {site: plan_for(study, nominal_units[site]) for site in study.sites}
 
 
 def random_stream(study: Study, *labels: str) -> RandomStream:

@@ -113,7 +113,9 @@ class Study(Table):
                 )
         elif self.data.unit_column is not None:
             raise ContradictionError(
-                "data.unit_column", "names persons, but privacy.unit = 'record'"
+                "data.unit_column",
+                f"names persons, but privacy.unit = {self.privacy.unit!r}; to keep a "
+                "person's records out of the hold-out, use data.group_column",
             )
 
     def _check_class_weights(self, labels: tuple[str, ...]) -> None:

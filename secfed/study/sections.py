@@ -291,7 +291,7 @@ class PrivacySection(Table):
 
     epsilon: Positive
     delta: Annotated[float, Field(gt=0, lt=1)]
-    unit: Literal["record", "person"]
+    unit: Literal["record", "person", "site"]
     max_records_per_unit: Count = 1
     clip_norm: Positive = 1.0
     clip_rule: Literal["flat", "normalised", "per-tensor"] = "flat"
@@ -301,9 +301,9 @@ class PrivacySection(Table):
 
     @model_validator(mode="after")
     def _unit(self) -> Self:
-        if self.unit == "record" and self.max_records_per_unit != 1:
+        if self.unit != "person" and self.max_records_per_unit != 1:
             raise ContradictionError(
-                "max_records_per_unit", "is 1 where the unit is the record"
+                "max_records_per_unit", f"is 1 where the unit is the {self.unit}"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from torch import nn
 
 from secfed.adapters import AdaptedModel
 from secfed.privacy.noise import RandomStream
-from secfed.privacy.plan import PrivacyPlan
+from secfed.study.sections import TrainingSection
 from secfed.training.losses import ClassificationLoss, RecordLoss
 from secfed.training.records import PrivateRecords, micro_batches
 from secfed.training.selftest import check_moved
 from secfed.training.steps import LocalUpdate
 from secfed.types import Adapter
 
-__all__ = ["plain_step", "train_without_privacy"]
+__all__ = ["plain_batches", "plain_step", "train_without_privacy"]
 
 _RATE = 2e-3
 _HEAD_RATE = 5e-2
@@ -29,7 +29,8 @@ def train_without_privacy(
     adapter: Adapter,
     trains: Sequence[str],
     records: PrivateRecords,
-    plan: PrivacyPlan,
+    settings: TrainingSection,
+    nominal_units: int,
     stream: RandomStream,
     *,
     loss: RecordLoss | None = None,
@@ -40,6 +41,8 @@ def train_without_privacy(
     No clipping and no noise; the loss is the mean over the records drawn. The
     rates are its own, because gradients that are not clipped have another scale.
     Used for the upper bound that a comparison shows, never in a study that sends.
+    It takes the study's steps and batch and the site's public size, and no plan:
+    what has no noise has none.
     """
     model.write(adapter.tensors)
     chosen = model.set_trainable(trains)
@@ -50,14 +53,29 @@ def train_without_privacy(
     ]
     optimizer = torch.optim.Adam(groups)
     model.train()
-    for step in range(plan.steps_per_round):
-        batch = plan.sample_units(stream, records.num_units)
+    steps = settings.steps_per_round
+    for step, batch in enumerate(
+        plain_batches(settings, nominal_units, records.num_units, stream), start=1
+    ):
         plain_step(model, optimizer, loss, records, batch)
-        progress(step + 1, plan.steps_per_round)
+        progress(step, steps)
     model.eval()
     after = check_moved(model, adapter.tensors, trains, must_move=False)
     change = {name: after[name] - adapter.tensors[name] for name in chosen}
-    return LocalUpdate(change=change, noiseless=change, steps=plan.steps_per_round)
+    return LocalUpdate(change=change, noiseless=change, steps=steps)
+
+
+def plain_batches(
+    settings: TrainingSection,
+    nominal_units: int,
+    num_units: int,
+    stream: RandomStream,
+) -> Iterator[NDArray[np.int64]]:
+    """The round's Poisson batches of units, drawn one by one, perhaps empty."""
+    share = settings.expected_batch / nominal_units
+    for _ in range(settings.steps_per_round):
+        included = 1.0 - stream.uniform(num_units) <= share
+        yield np.flatnonzero(included).astype(np.int64)
 
 
 def plain_step(

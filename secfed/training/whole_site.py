@@ -3,10 +3,8 @@
 What happens inside the round is ordinary training and released nowhere. Its
 outcome, the change of the adapter, is bounded by the plan's rule and noised once
 (the client-level mechanism of McMahan et al., ICLR 2018, seen from one site). No
-gradient of a single record is needed, so any model will do.
-
-A study cannot name this unit yet: budgets, statement and report speak of records
-and persons.
+gradient of a single record is needed, so any model will do, and no record has to be
+independent of another: the self-test of ``selftest`` has nothing to protect here.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from secfed.privacy.plan import PrivacyPlan
 from secfed.study.sections import TrainingSection
 from secfed.training.losses import ClassificationLoss, RecordLoss
 from secfed.training.optimizers import make_optimizer
-from secfed.training.plain import plain_step
+from secfed.training.plain import plain_batches, plain_step
 from secfed.training.records import PrivateRecords
 from secfed.training.selftest import FrozenWeights
 from secfed.training.steps import LocalUpdate
@@ -80,11 +78,12 @@ def train_whole_site(
     loss = ClassificationLoss() if loss is None else loss
     try:
         model.train()
-        for step in range(settings.steps_per_round):
-            share = settings.expected_batch / plan.nominal_units
-            drawn = np.flatnonzero(stream.uniform(records.num_units) < share)
+        for step, drawn in enumerate(
+            plain_batches(settings, plan.nominal_units, records.num_units, stream),
+            start=1,
+        ):
             plain_step(model, optimizer, loss, records, drawn)
-            progress(step + 1, settings.steps_per_round)
+            progress(step, settings.steps_per_round)
         frozen.check()
         change = {
             name: parameter.detach().numpy(force=True) - adapter.tensors[name]

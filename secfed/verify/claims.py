@@ -86,7 +86,9 @@ def _check_parameters(plan: PlanEntry, study: Study) -> None:
         "clip_gamma": study.privacy.clip_gamma,
         "delta": study.privacy.delta,
         "rounds": study.training.rounds,
-        "steps_per_round": study.training.steps_per_round,
+        "steps_per_round": 1
+        if study.privacy.unit == "site"  # The round's update is the one sum.
+        else study.training.steps_per_round,
     }
     for site, values in plan.sites.items():
         for name, value in promised.items():
@@ -118,7 +120,7 @@ def check_epsilon(story: Story, study: Study) -> str:
     if not story.plan.private:
         return "not private: no epsilon is claimed"
     delta, limit = study.privacy.delta, study.privacy.epsilon
-    worst = 0.0
+    worst, person = 0.0, 0.0
     for site in story.plan.sites:
         events: list[Any] = []
         for index, body in story.rounds.items():
@@ -137,7 +139,13 @@ def check_epsilon(story: Story, study: Study) -> str:
                     index, f"{site}: epsilon {total:.6g} exceeds the study's {limit:g}"
                 )
             worst = max(worst, total)
-    return f"recomputed: at most {worst:.4g} at delta {delta:g}, allowed {limit:g}"
+        if study.privacy.unit == "site":
+            events = [accounting.replaced_event(event) for event in events]
+            person = max(person, accounting.epsilon(events, delta))
+    said = f"recomputed: at most {worst:.4g} at delta {delta:g}, allowed {limit:g}"
+    if study.privacy.unit == "site":
+        said += f", for a site as a whole; for a person at most {person:.4g}"
+    return said
 
 
 def check_statement(bundle: Bundle, story: Story, study: Study) -> str:

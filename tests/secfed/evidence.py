@@ -18,7 +18,7 @@ from secfed.entries import (
 from secfed.ledger import Ledger, head
 from secfed.manifest import write_manifest
 from secfed.privacy import accounting
-from secfed.privacy.plan import PrivacyPlan
+from secfed.privacy.plan import PrivacyPlan, Unit
 from secfed.signing import CoordinatorKey
 from secfed.statement import StatementContext, build_statement, round_event_json
 from secfed.study import Study, load_study_dict
@@ -63,34 +63,39 @@ Body = dict[str, Any]
 Change = Callable[[int, Body], Body]
 
 
-def make_study(seed: int | None = None, method: str = "ffa-lora") -> Study:
+def make_study(
+    seed: int | None = None, method: str = "ffa-lora", unit: str = "record"
+) -> Study:
     values = copy.deepcopy(STUDY)
+    values["privacy"]["unit"] = unit
     values["training"]["method"] = method
     if seed is not None:
         values["simulation"] = {"seed": seed}
     return load_study_dict(values, "tiny")
 
 
-def make_plan() -> PrivacyPlan:
+def make_plan(unit: Unit = "record") -> PrivacyPlan:
+    whole = unit == "site"
     return PrivacyPlan(
-        unit="record",
+        unit=unit,
         max_records_per_unit=1,
         neighbouring="add-remove",
         clip_norm=1.0,
-        noise_multiplier=1.0,
-        sampling_probability=0.05,
-        expected_batch=50,
-        steps_per_round=2,
+        noise_multiplier=1.5 if whole else 1.0,
+        sampling_probability=1.0 if whole else 0.05,
+        expected_batch=1 if whole else 50,
+        steps_per_round=1 if whole else 2,
         rounds=3,
         delta=DELTA,
         nominal_units=1000,
     )
 
 
-def plan_entry(private: bool = True) -> PlanEntry:
+def plan_entry(private: bool = True, unit: Unit = "record") -> PlanEntry:
+    plan = make_plan(unit).to_json() if private else None
     return PlanEntry(
         private=private,
-        sites={site: make_plan().to_json() if private else None for site in SITES},
+        sites=dict.fromkeys(SITES, plan),
         identities={site: sha256_hex(site.encode()) for site in SITES},
         threshold=2,
         max_colluders=1,
@@ -101,9 +106,11 @@ def plan_entry(private: bool = True) -> PlanEntry:
     )
 
 
-def round_entries(private: bool = True) -> list[RoundEntry | InterruptedEntry]:
+def round_entries(
+    private: bool = True, unit: Unit = "record"
+) -> list[RoundEntry | InterruptedEntry]:
     """Round 1 whole, round 2 interrupted, round 3 with a dropout."""
-    event = round_event_json(make_plan().to_json())
+    event = round_event_json(make_plan(unit).to_json())
     spent = dict.fromkeys(SITES, event) if private else {}
     totals = [
         accounting.epsilon([accounting.event_from_json(event)] * count, DELTA)
@@ -143,9 +150,9 @@ def round_entries(private: bool = True) -> list[RoundEntry | InterruptedEntry]:
     ]
 
 
-def metrics_lines(private: bool = True) -> list[Body]:
+def metrics_lines(private: bool = True, unit: Unit = "record") -> list[Body]:
     lines: list[Body] = [{"round": 0, "status": "completed", "accuracy": 0.5}]
-    for entry in round_entries(private):
+    for entry in round_entries(private, unit):
         completed = isinstance(entry, RoundEntry)
         line: Body = {"round": entry.round, "epsilon": entry.epsilon}
         line["status"] = "completed" if completed else "interrupted"
@@ -163,6 +170,7 @@ def write_run(
     private: bool = True,
     seed: int | None = None,
     method: str = "ffa-lora",
+    unit: Unit = "record",
     change: Change = lambda index, body: body,
     statement: Change = lambda index, body: body,
 ) -> None:
@@ -170,7 +178,7 @@ def write_run(
 
     ``statement`` rewrites the statement (index -1) before it is recorded.
     """
-    study = make_study(seed, method)
+    study = make_study(seed, method, unit)
     (run / "adapters").mkdir(parents=True)
     (run / "adapter").mkdir()
     for number in (0, 1, 3):
@@ -181,10 +189,10 @@ def write_run(
     config = run / "adapter" / "adapter_config.json"
     config.write_bytes(b'{"r":2}')
     (run / "study.json").write_bytes(canonical_json(study.canonical()))
-    metrics = b"".join(canonical_json(line) + b"\n" for line in metrics_lines(private))
-    (run / "metrics.jsonl").write_bytes(metrics)
+    lines = [canonical_json(line) + b"\n" for line in metrics_lines(private, unit)]
+    (run / "metrics.jsonl").write_bytes(b"".join(lines))
     (run / "report.html").write_bytes(b"<html></html>")
-    plan, rounds = plan_entry(private), round_entries(private)
+    plan, rounds = plan_entry(private, unit), round_entries(private, unit)
     said = build_statement(study.canonical(), plan, rounds, StatementContext())
     (run / "statement.json").write_bytes(canonical_json(statement(-1, said)))
     entries = [

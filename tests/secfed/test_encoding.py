@@ -72,9 +72,9 @@ def test_step_sizes_are_those_of_training(method):
     arm = Arm(method, study)
     for name in SHAPES:
         if name.startswith("head."):
-            assert step_size(study.training, name) == _settings(arm).head_learning_rate
+            assert step_size(study, name) == _settings(arm).head_learning_rate
         elif method != "head-only":
-            assert step_size(study.training, name) == _learning_rate(arm)
+            assert step_size(study, name) == _learning_rate(arm)
 
 
 def test_each_tensor_has_its_step_size_as_scale():

@@ -557,7 +557,7 @@ def test_frozen_tensors_stay_bit_for_bit(
         )
     else:
         update = train_without_privacy(
-            prepared.model, busy, trained, records, plan, stream
+            prepared.model, busy, trained, records, plain_sgd, 30, stream
         )
     assert tuple(update.change) == trained
     assert all(np.abs(value).max() > 0 for value in update.change.values())
