@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.text import Text
 
+from secfed.cli.outlook import (
+    SiteOutlook,
+    noise_to_signal,
+    numbers_sent,
+    site_outlooks,
+)
 from secfed.cli.output import plain_table, print_json, show, tell
 from secfed.cli.runs import find_policy
-from secfed.errors import ModelError, PlanError, PolicyError
+from secfed.errors import PolicyError
 
 if TYPE_CHECKING:
-    from secfed.policy import SitePolicy
+    from rich.table import Table
+
     from secfed.study import Study
 
-__all__ = ["SiteOutlook", "plan", "site_outlooks", "upload_bytes"]
+__all__ = ["plan", "upload_bytes"]
 
 _RING_BYTES: Final = 4
 _UNKNOWN: Final = "UNKNOWN"
-
-
-@dataclass(frozen=True)
-class SiteOutlook:
-    """What a study would cost one site; ``refusal`` is empty when it can run."""
-
-    site: str
-    nominal_units: int
-    sampling_probability: float
-    steps: int
-    noise_multiplier: float | None
-    epsilon_per_round: float | None
-    epsilon_total: float | None
-    refusal: str
-    warning: str
-
-    @property
-    def verdict(self) -> str:
-        """``can run``, ``too small`` or ``refused``."""
-        if not self.refusal:
-            return "can run"
-        return "too small" if self.noise_multiplier is None else "refused"
 
 
 def plan(
@@ -78,6 +61,7 @@ def plan(
     base_dir = study.resolve().parent
     outlooks = tuple(site_outlooks(loaded, base_dir, policy))
     upload = upload_bytes(loaded, base_dir)
+    ratio = noise_to_signal(loaded, outlooks, numbers_sent(loaded, base_dir))
     if as_json:
         print_json(
             {
@@ -85,12 +69,19 @@ def plan(
                 "method": loaded.training.method,
                 "rounds": loaded.training.rounds,
                 "delta": loaded.privacy.delta,
+                "unit": loaded.privacy.unit,
+                "clip_rule": loaded.privacy.clip_rule,
+                "clip_norm": loaded.privacy.clip_norm,
+                "clip_gamma": loaded.privacy.clip_gamma,
+                "noise_to_signal": ratio,
                 "upload_bytes_per_round": upload,
                 "sites": [asdict(o) | {"verdict": o.verdict} for o in outlooks],
             }
         )
     else:
         _show(loaded, outlooks, upload)
+        if loaded.privacy.unit == "site":
+            show(Text(_of_a_whole_site(ratio)))
     refused = [o for o in outlooks if o.refusal]
     if refused and as_json:
         raise typer.Exit(PolicyError.exit_code)
@@ -101,97 +92,10 @@ def plan(
         )
 
 
-def site_outlooks(
-    study: Study, base_dir: Path, policy: SitePolicy
-) -> Iterator[SiteOutlook]:
-    """Calibrate every site's plan and ask its policy.
-
-    Raises:
-        DataError: The records do not fit the study.
-    """
-    from secfed.data import load_sites  # noqa: PLC0415
-    from secfed.policy import check  # noqa: PLC0415
-    from secfed.privacy import accounting  # noqa: PLC0415
-    from secfed.privacy.plan import calibrate  # noqa: PLC0415
-
-    data = load_sites(study, base_dir)
-    training, privacy = study.training, study.privacy
-    for site in study.sites:
-        units = data.nominal_units[site]
-        noise = per_round = total = None
-        reasons = []
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                calibrated = calibrate(
-                    epsilon=privacy.epsilon,
-                    delta=privacy.delta,
-                    nominal_units=units,
-                    expected_batch=training.expected_batch,
-                    steps_per_round=training.steps_per_round,
-                    rounds=training.rounds,
-                    clip_norm=privacy.clip_norm,
-                    unit=privacy.unit,
-                    max_records_per_unit=privacy.max_records_per_unit,
-                    clip_rule=privacy.clip_rule,
-                    clip_gamma=privacy.clip_gamma,
-                )
-            except PlanError as error:
-                reasons.append(str(error))
-            else:
-                noise, total = calibrated.noise_multiplier, calibrated.epsilon()
-                event = calibrated.round_event()
-                per_round = accounting.epsilon([event], privacy.delta)
-        try:
-            check(policy, study, data.sites[site].num_units)
-        except PolicyError as error:
-            reasons.append(str(error))
-        yield SiteOutlook(
-            site=site,
-            nominal_units=units,
-            sampling_probability=training.expected_batch / units,
-            steps=training.rounds * training.steps_per_round,
-            noise_multiplier=noise,
-            epsilon_per_round=per_round,
-            epsilon_total=total,
-            refusal="; ".join(reasons),
-            warning="; ".join(str(warning.message) for warning in caught),
-        )
-
-
 def upload_bytes(study: Study, base_dir: Path) -> int | None:
-    """What one site's masked vector weighs in the first round, without headers.
-
-    The sizes follow from the base model's configuration, whose weights are not
-    read. None where the model is not here or its projections are not square.
-    """
-    from secfed.models import find_model  # noqa: PLC0415
-    from secfed.strategies import get_strategy  # noqa: PLC0415
-    from secfed.strategies.base import HEAD  # noqa: PLC0415
-    from secfed.types import LORA_A, LORA_B  # noqa: PLC0415
-
-    section, strategy = study.adapter, get_strategy(study.training.method)
-    if not set(section.target_modules) <= {"query", "key", "value"}:
-        return None
-    try:
-        text = (find_model(study.model, base_dir) / "config.json").read_bytes()
-        config: Any = json.loads(text)
-        hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    except (ModelError, OSError, ValueError, KeyError):
-        return None
-    labels = _num_labels(study)
-    modules = len(section.target_modules) * (section.layers or layers)
-    factors = sum(strategy.trains(f"module{end}", 1) for end in (LORA_A, LORA_B))
-    head = labels * (hidden + 1) if strategy.trains(f"{HEAD}weight", 1) else 0
-    return _RING_BYTES * (factors * modules * section.r * hidden + head)
-
-
-def _num_labels(study: Study) -> int:
-    if study.data.labels is not None:
-        return len(study.data.labels)
-    from secfed.data.icd10cm import load_icd10cm  # noqa: PLC0415
-
-    return len(load_icd10cm().label_names)
+    """What one site's masked vector weighs in the first round, without headers."""
+    numbers = numbers_sent(study, base_dir)
+    return None if numbers is None else _RING_BYTES * numbers
 
 
 def _show(study: Study, outlooks: tuple[SiteOutlook, ...], upload: int | None) -> None:
@@ -223,12 +127,64 @@ def _show(study: Study, outlooks: tuple[SiteOutlook, ...], upload: int | None) -
     title = (
         f"{study.study.title}: {study.training.method}, "
         f"{study.training.rounds} rounds, "
-        f"delta {study.privacy.delta:g} per {study.privacy.unit}"
+        f"delta {study.privacy.delta:g} per "
+        f"{'whole site' if study.privacy.unit == 'site' else study.privacy.unit}"
     )
-    show(plain_table(title, columns, rows))
+    show(plain_table(title, columns, rows), _in_other_words(study, outlooks))
+    show(Text(_how(study)))
     size = _UNKNOWN if upload is None else f"{upload / 1e6:.3f} MB"
     show(f"Upload per site and round: {size}, plus keys, shares and signatures.")
     for outlook in outlooks:
         for kind, text in (("refused", outlook.refusal), ("warning", outlook.warning)):
             if text:
                 show(Text(f"{outlook.site}, {kind}: {text}"))
+
+
+def _in_other_words(study: Study, outlooks: Sequence[SiteOutlook]) -> Table:
+    from secfed.report.tables import round_up  # noqa: PLC0415
+
+    whole = study.privacy.unit == "site"
+    columns = {"site": "left", f"one {study.privacy.unit} replaced": "right"}
+    if whole:
+        columns["a person's records changed"] = "right"
+    columns["GDP mu"] = "right"
+    rows = []
+    for o in outlooks:
+        costs = [o.epsilon_replace_one]
+        if whole:
+            costs.append(o.epsilon_of_a_person)
+        shown = ["-" if cost is None else round_up(cost) for cost in costs]
+        mu = _UNKNOWN if o.mu is None else f"{o.mu:.4f}"
+        rows.append([o.site, *shown, mu if o.noise_multiplier is not None else "-"])
+    return plain_table("Epsilon in total, for other changes", columns, rows)
+
+
+def _how(study: Study) -> str:
+    """What every noisy sum has in common."""
+    privacy, training = study.privacy, study.training
+    rule: str = privacy.clip_rule
+    if privacy.clip_gamma is not None:
+        rule += f" (gamma {privacy.clip_gamma:g})"
+    batch = (
+        f"the site's whole update, trained in {training.steps_per_round} steps on "
+        f"{training.expected_batch} expected records"
+        if privacy.unit == "site"
+        else f"{training.expected_batch} expected {privacy.unit}s"
+    )
+    return f"Each noisy sum: {batch}; clipped at {privacy.clip_norm:g}, rule {rule}."
+
+
+def _of_a_whole_site(ratio: float | None) -> str:
+    said = (
+        "The unit is the site. Epsilon is for the site as a whole, its update present "
+        "or zero; budgets are charged for a person, whose records can replace it. "
+    )
+    if ratio is None:
+        return said + f"Noise against the longest possible update: {_UNKNOWN}."
+    said += f"Noise in the mean update: {ratio:.3g} times its longest possible length"
+    if ratio <= 1:
+        return said + "."
+    return said + (
+        ". Warning: the noise is above the signal, so expect little or nothing to be "
+        "learned; take more sites, fewer trained numbers or a larger epsilon."
+    )

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 import secfed
 from protocols.errors import FaultyClientError, MisuseError, TooFewSurvivorsError
 from secfed.cli import app
+from secfed.cli.outlook import site_outlooks
 from secfed.cli.output import SecfedGroup, remember_run
-from secfed.cli.planning import site_outlooks, upload_bytes
+from secfed.cli.planning import upload_bytes
 from secfed.cli.progress import LineProgress, LiveProgress
 from secfed.cli.runs import AsJson, find_demo_study
 from secfed.errors import (

@@ -1,0 +1,199 @@
+"""What a study would cost each site, computed without training or spending."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secfed.errors import ModelError, PlanError, PolicyError
+
+if TYPE_CHECKING:
+    from secfed.policy import SitePolicy
+    from secfed.privacy.plan import PrivacyPlan
+    from secfed.study import Study
+
+__all__ = ["SiteOutlook", "noise_to_signal", "numbers_sent", "site_outlooks"]
+
+
+@dataclass(frozen=True)
+class SiteOutlook:
+    """What a study would cost one site; ``refusal`` is empty when it can run.
+
+    Attributes:
+        site: Its name.
+        nominal_units: Its declared number of units; of records where the unit is
+            the site.
+        sampling_probability: q, of one noisy sum.
+        expected_batch: In units, of one noisy sum.
+        steps: Noisy sums in all rounds.
+        noise_multiplier: Sigma; None where no plan exists.
+        epsilon_per_round: For the study's unit, added or removed.
+        epsilon_total: The same for all rounds.
+        epsilon_replace_one: One unit replaced by another, all rounds.
+        mu: A conservative GDP parameter of all rounds; None is UNKNOWN.
+        epsilon_of_a_person: Where the unit is the site: any change of one person's
+            records, all rounds. Budgets are charged for it.
+        refusal: Why the site cannot take part.
+        warning: What is valid but weaker than it should be.
+    """
+
+    site: str
+    nominal_units: int
+    sampling_probability: float
+    expected_batch: int
+    steps: int
+    noise_multiplier: float | None
+    epsilon_per_round: float | None
+    epsilon_total: float | None
+    epsilon_replace_one: float | None
+    mu: float | None
+    epsilon_of_a_person: float | None
+    refusal: str
+    warning: str
+
+    @property
+    def verdict(self) -> str:
+        """``can run``, ``too small`` or ``refused``."""
+        if not self.refusal:
+            return "can run"
+        return "too small" if self.noise_multiplier is None else "refused"
+
+
+def site_outlooks(
+    study: Study, base_dir: Path, policy: SitePolicy
+) -> Iterator[SiteOutlook]:
+    """Calibrate every site's plan and ask its policy.
+
+    Raises:
+        DataError: The records do not fit the study.
+    """
+    from secfed.data import load_sites  # noqa: PLC0415
+    from secfed.policy import check  # noqa: PLC0415
+    from secfed.privacy.asked import plan_for  # noqa: PLC0415
+
+    data = load_sites(study, base_dir)
+    whole = study.privacy.unit == "site"
+    for site in study.sites:
+        units = data.nominal_units[site]
+        plan, reasons = None, []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                plan = plan_for(study, units)
+            except PlanError as error:
+                reasons.append(str(error))
+        try:
+            check(policy, study, data.sites[site].num_units)
+        except PolicyError as error:
+            reasons.append(str(error))
+        if plan is not None and whole:
+            reasons += _refused_for_a_person(plan, policy)
+        batch = 1 if whole else study.training.expected_batch
+        yield SiteOutlook(
+            site=site,
+            nominal_units=units,
+            sampling_probability=1.0 if whole else batch / units,
+            expected_batch=batch,
+            steps=study.training.rounds
+            * (1 if whole else study.training.steps_per_round),
+            **_costs(plan),
+            refusal="; ".join(reasons),
+            warning="; ".join(str(warning.message) for warning in caught),
+        )
+
+
+def _costs(plan: PrivacyPlan | None) -> dict[str, float | None]:
+    from secfed.privacy import accounting  # noqa: PLC0415
+
+    names = (
+        "noise_multiplier",
+        "epsilon_per_round",
+        "epsilon_total",
+        "epsilon_replace_one",
+        "mu",
+        "epsilon_of_a_person",
+    )
+    if plan is None:
+        return dict.fromkeys(names)
+    one = plan.round_event()
+    everything = [one] * plan.rounds
+    values = (
+        plan.noise_multiplier,
+        accounting.epsilon([one], plan.delta),
+        plan.epsilon(),
+        accounting.epsilon(everything, plan.delta, "replace-one"),
+        accounting.conservative_mu(everything),
+        plan.epsilon_of_a_person() if plan.unit == "site" else None,
+    )
+    return dict(zip(names, values, strict=True))
+
+
+def _refused_for_a_person(plan: PrivacyPlan, policy: SitePolicy) -> list[str]:
+    """A budget is charged for a person, also where the unit is the site."""
+    from secfed.privacy import accounting  # noqa: PLC0415
+
+    events = [plan.event_of_a_person()] * plan.rounds
+    if accounting.fits(events, policy.delta, policy.max_epsilon):
+        return []
+    cost = accounting.epsilon(events, policy.delta)
+    limit = f"max_epsilon {policy.max_epsilon:g}"
+    return [f"a person would be charged epsilon {cost:.4g}, above {limit}"]
+
+
+def noise_to_signal(
+    study: Study, outlooks: Sequence[SiteOutlook], numbers: int | None
+) -> float | None:
+    """How long the noise of the mean update is, over the longest possible update.
+
+    Only where the unit is the site, whose update is at most C long and gets noise of
+    sigma * C in each of d numbers. In the mean of n equal sites that is about
+    ``sigma * sqrt(d / n)`` times C.
+
+    Returns:
+        None for other units, or where d or a site's sigma is not known.
+    """
+    sigmas = [o.noise_multiplier for o in outlooks if o.noise_multiplier is not None]
+    if study.privacy.unit != "site" or not numbers or len(sigmas) < len(outlooks):
+        return None
+    variance = sum(sigma**2 for sigma in sigmas) / len(sigmas) ** 2
+    return math.sqrt(numbers * variance)
+
+
+def numbers_sent(study: Study, base_dir: Path) -> int | None:
+    """How many numbers one site sends in the first round.
+
+    The sizes follow from the base model's configuration, whose weights are not
+    read. None where the model is not here or its projections are not square.
+    """
+    from secfed.models import find_model  # noqa: PLC0415
+    from secfed.strategies import get_strategy  # noqa: PLC0415
+    from secfed.strategies.base import HEAD  # noqa: PLC0415
+    from secfed.types import LORA_A, LORA_B  # noqa: PLC0415
+
+    section, strategy = study.adapter, get_strategy(study.training.method)
+    if not set(section.target_modules) <= {"query", "key", "value"}:
+        return None
+    try:
+        text = (find_model(study.model, base_dir) / "config.json").read_bytes()
+        config: Any = json.loads(text)
+        hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    except (ModelError, OSError, ValueError, KeyError):
+        return None
+    labels = _num_labels(study)
+    modules = len(section.target_modules) * (section.layers or layers)
+    factors = sum(strategy.trains(f"module{end}", 1) for end in (LORA_A, LORA_B))
+    head = labels * (hidden + 1) if strategy.trains(f"{HEAD}weight", 1) else 0
+    return factors * modules * section.r * hidden + head
+
+
+def _num_labels(study: Study) -> int:
+    if study.data.labels is not None:
+        return len(study.data.labels)
+    from secfed.data.icd10cm import load_icd10cm  # noqa: PLC0415
+
+    return len(load_icd10cm().label_names)
