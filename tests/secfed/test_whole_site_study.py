@@ -122,20 +122,22 @@ def test_the_longest_update_is_inside_the_public_range(
     values = make_study(training={"optimizer": optimizer}, secagg=secagg).canonical()
     values["privacy"] |= {"unit": "site", "clip_norm": 0.5}
     study = load_study_dict(values, "x")
-    codec, plans = coded(study, sigma=0.4)
+    codec, plans = coded(study, sigma=0.05)
     # The update is clipped and noised as it is: no step size is in it.
     assert set(codec.scales) == {1.0}
     rng = np.random.default_rng(5)
     largest = 0.0
     for seed in range(50):
-        update = {n: rng.normal(0, 0.2, shape) for n, shape in codec.names_shapes}
+        update = {
+            n: rng.normal(0, 0.05 * 0.5, shape) for n, shape in codec.names_shapes
+        }
         name = codec.names_shapes[0][0]
         update[name].flat[3] += 0.5  # The whole norm in one number.
         sent = {n: value.astype(np.float32) for n, value in update.items()}
         assert codec.encode(sent, Bytes(seed)).saturated == 0
         largest = max(largest, float(np.abs(flat(sent)).max()))
-    if not rotation:
-        assert largest > 0.3 * codec.value_range
+    if not rotation:  # Not far too wide either.
+        assert largest > 0.6 * codec.value_range
     assert ring_bits_for(study, plans, ADAPTER, private=True) == codec.ring_bits
 
 
