@@ -26,6 +26,7 @@ DOCUMENTS = (
     "docs/decisions/0002-sgd-under-dp.md",
     "docs/decisions/0003-budget-anchor.md",
     "docs/decisions/0004-site-as-unit.md",
+    "docs/decisions/0004-site-as-unit.md",
     "docs/formal/README.md",
 )
 
