@@ -13,7 +13,6 @@ from rich.table import Table
 __all__ = ["show", "to_markdown", "write_json", "write_markdown"]
 
 _ROOM_FOR_QUARTILES = 9  # columns
-_START, _END = "<!-- benchmark -->\n", "<!-- /benchmark -->\n"
 
 
 def cell(value: Any) -> str:
@@ -63,8 +62,17 @@ def show(found: dict[str, Any], console: Console) -> None:
     _show_table(console, title, _goal_rows(found))
     for line in found["left_out"]:
         console.print(f"left out: {line}", style="yellow", highlight=False)
-    checked = found["sums_checked"]
-    console.print(f"{checked} sums checked against the plain sums: all equal.")
+    console.print(_checks(found))
+
+
+def _checks(found: dict[str, Any]) -> str:
+    """What was checked; whatever is wrong stops a benchmark before this."""
+    if "rounds_checked" in found:
+        return (
+            f"{found['rounds_checked']} rounds were checked; all did the same work, "
+            "with the same gradients."
+        )
+    return f"{found['sums_checked']} sums were checked; all were right."
 
 
 def _show_table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -91,9 +99,11 @@ def write_json(found: dict[str, Any], path: Path) -> None:
 def write_markdown(found: dict[str, Any], path: Path) -> None:
     """The tables alone, or in a document between its two marks."""
     text = to_markdown(found)
-    if path.exists() and _START in path.read_text():
-        before, rest = path.read_text().split(_START)
-        text = f"{before}{_START}\n{text}\n{_END}{rest.split(_END)[1]}"
+    mark = found.get("mark", "benchmark")
+    start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
+    if path.exists() and start in path.read_text():
+        before, rest = path.read_text().split(start)
+        text = f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"
     path.write_text(text)
 
 
@@ -118,7 +128,7 @@ def to_markdown(found: dict[str, Any]) -> str:
         if section["note"]:
             parts.append(section["note"])
     parts += [f"Left out: {line}." for line in found["left_out"]]
-    parts.append(f"{found['sums_checked']} sums were checked; all were right.")
+    parts.append(_checks(found))
     return "\n\n".join(parts) + "\n"
 
 

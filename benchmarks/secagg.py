@@ -10,7 +10,6 @@ Numerical libraries use one thread. Every sum is compared with the plain sum.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import shlex
 import sys
@@ -18,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.backends.openssl import backend
@@ -26,19 +24,17 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from benchmarks.chart import draw
+from benchmarks.command import add_outputs, machine, publish
 from benchmarks.measure import load_average
-from benchmarks.output import show, write_json, write_markdown
 from benchmarks.plans import FULL, QUICK, Plan
 from benchmarks.progress import Progress
 from benchmarks.secagg_compare import against_flwr
 from benchmarks.secagg_growth import growth, large, suites
 from benchmarks.secagg_limits import against_machine, memory, threads
-from benchmarks.sections import Part, Run
+from benchmarks.secagg_run import Part, Run
 from secfed import __version__
 
 __all__ = ["main"]
-
-_PAPER_WIDTH = 132  # characters, where the output is not a terminal
 
 PARTS: dict[str, Part] = {
     "machine": against_machine,
@@ -59,15 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = replace(plan, flwr_whole=max(clients for clients, _ in plan.flwr))
     with threadpool_limits(limits=1):
         found = _measure(plan, asked.only or list(PARTS))
-    console = Console()
-    show(found, console if console.is_terminal else Console(width=_PAPER_WIDTH))
-    if asked.json:
-        write_json(found, asked.json)
+    publish(found, asked)
     if asked.chart:
         asked.chart.parent.mkdir(parents=True, exist_ok=True)
         draw(found, asked.chart)
-    if asked.markdown:
-        write_markdown(found, asked.markdown)
     return 0
 
 
@@ -84,16 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", choices=list(PARTS), help="a part; may be repeated"
     )
-    for name in ("json", "chart", "markdown"):
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE")
+    add_outputs(parser, "json", "chart", "markdown")
     return parser
 
 
 def _measure(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
-    found = {"format": 1, "machine": _machine(), "versions": _versions()}
+    found = {"format": 1, "machine": machine(), "versions": _versions()}
     start, load = time.monotonic(), load_average()
     with Progress(Console(stderr=True)) as progress:
-        run = Run(plan, progress.tick, progress.announce)
+        run = Run(progress.tick, progress.announce, plan=plan)
         sections = [asdict(section) for name in parts for section in PARTS[name](run)]
     return {
         **found,
@@ -106,25 +96,6 @@ def _measure(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
         "left_out": list(dict.fromkeys(run.left_out)),
         "sums_checked": run.sums_checked,
     }
-
-
-def _machine() -> dict[str, Any]:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_GB": pages / 1e9,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _processor() -> str:
-    description = Path("/proc/cpuinfo")
-    if description.exists():
-        for line in description.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown processor"
 
 
 def _versions() -> dict[str, str]:

@@ -19,8 +19,9 @@ from benchmarks.secagg_flwr import (
     quantize_seconds,
 )
 from benchmarks.secagg_flwr_sample import sample_flwr
+from benchmarks.secagg_run import Run
 from benchmarks.secagg_session import Played
-from benchmarks.sections import MS, Run, Section
+from benchmarks.sections import MS, Section
 from protocols.ring import RingVector
 from secfed.codec import Codec
 from secfed.privacy.noise import simulation_stream

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.measure import exponent
+from benchmarks.secagg_run import Run
 from benchmarks.secagg_session import Played
-from benchmarks.sections import MS, Run, Section
+from benchmarks.sections import MS, Section
 
 __all__ = ["growth", "large", "suites"]
 

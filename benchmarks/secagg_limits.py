@@ -16,7 +16,8 @@ from benchmarks.secagg_machine import (
     threads_are_known,
 )
 from benchmarks.secagg_memory import server_memory
-from benchmarks.sections import GB, MB, MS, Run, Section
+from benchmarks.secagg_run import Run
+from benchmarks.sections import GB, MB, MS, Section
 
 __all__ = ["against_machine", "memory", "threads"]
 

@@ -77,7 +77,7 @@ def test_every_section_has_rows_with_positive_numbers(found):
 def test_all_sums_were_checked(quick, found):
     # A session that gives a wrong sum raises, and the exit code is not zero.
     assert found["sums_checked"] > 15
-    assert f"{found['sums_checked']} sums checked" in quick[0].stdout
+    assert f"{found['sums_checked']} sums were checked" in quick[0].stdout
 
 
 def test_both_systems_are_compared_on_the_same_sizes(found):
