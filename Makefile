@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg clean
+.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -57,6 +57,9 @@ layers: $(STAMP) ## import-linter
 
 bench-secagg: $(STAMP)  ## measure the secure sum; BENCH=--quick: seconds, BENCH=--full-flwr: an hour
 	$(BIN)/python -m benchmarks.secagg $(BENCH) --json runs/bench-secagg.json --chart runs/bench-secagg.svg
+
+bench-training: $(STAMP)  ## measure local training against plain PEFT and Opacus; BENCH=--quick: seconds
+	$(BIN)/python -m benchmarks.training $(BENCH) --json runs/bench-training.json
 
 clean:           ## remove the virtual environment and caches, never runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
