@@ -199,7 +199,12 @@ def _collate(rows: list[dict[str, Any]]) -> Mapping[str, torch.Tensor]:
 def _plain_loss(
     logits: torch.Tensor, batch: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    return causal_lm(logits, batch["labels"])
+    """As Transformers computes it, but the mean is over each record's own tokens."""
+    labels = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    each = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    return each.view_as(labels).sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
 
 def _loss(
