@@ -118,6 +118,8 @@ def to_markdown(found: dict[str, Any]) -> str:
         f"Load average at the start {before:.2f}, at the end {after:.2f}. "
         f"The run took {found['minutes']:.0f} minutes."
     )
+    if found["quick"]:
+        introduction += " A quick run at small sizes: the goals are for the full ones."
     parts = [
         introduction,
         f"```console\n$ {found['command']}\n```",

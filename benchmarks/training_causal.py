@@ -30,6 +30,7 @@ __all__ = ["causal", "natural_tokens", "random_tokens"]
 
 _RANK, _ALPHA = 8, 16.0
 _PREFIX_TOKENS = 8192
+_AT_ONCE = 16_384  # tokens, on an accelerator
 
 Tokens = Sequence[Sequence[int]]
 
@@ -86,6 +87,11 @@ class TextRecords(PrivateRecords):
 
     tokens: tuple[torch.Tensor, ...] = ()
     device: str = "cpu"
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """An accelerator wants more at once than a processor."""
+        return super().micro_batch_tokens if self.device == "cpu" else _AT_ONCE
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         """Padded states (n, longest, hidden), mask and targets (n, longest)."""

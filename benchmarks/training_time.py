@@ -160,8 +160,9 @@ def in_turn(
     first: dict[str, Work] = {}
     for turn in range(case.size.repetitions):
         works: dict[str, Work] = {}
-        for name, system in systems.items():
-            works[name], spent = measure(system, Batches(case.size, seed=turn + 1))
+        for name in _rotated(list(systems), turn):
+            batches = Batches(case.size, seed=turn + 1)
+            works[name], spent = measure(systems[name], batches)
             seconds[name].append(spent / works[name].examples)
             run.tick()
         require_same(works)
@@ -169,3 +170,9 @@ def in_turn(
         first = first or works
     found = {name: Timing.of(values) for name, values in seconds.items()}
     return Measured(found, first)
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    """Another one begins in each turn: what runs first may find a cold cache."""
+    first = turn % len(names)
+    return names[first:] + names[:first]
