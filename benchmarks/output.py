@@ -10,7 +10,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["show", "to_markdown", "write_json", "write_markdown"]
+__all__ = [
+    "markdown_table",
+    "put_between_marks",
+    "show",
+    "show_table",
+    "to_markdown",
+    "write_json",
+    "write_markdown",
+]
 
 _ROOM_FOR_QUARTILES = 9  # columns
 
@@ -55,11 +63,11 @@ def _goal_rows(found: dict[str, Any]) -> list[dict[str, str]]:
 def show(found: dict[str, Any], console: Console) -> None:
     """Every table, then the goals; quartiles where a table has room for them."""
     for section in found["sections"]:
-        _show_table(console, section["title"], section["rows"])
+        show_table(console, section["title"], section["rows"])
         if section["note"]:
             console.print(section["note"], style="dim")
     title = "Goals (for the full sizes, not for these)" if found["quick"] else "Goals"
-    _show_table(console, title, _goal_rows(found))
+    show_table(console, title, _goal_rows(found))
     for line in found["left_out"]:
         console.print(f"left out: {line}", style="yellow", highlight=False)
     console.print(_checks(found))
@@ -75,7 +83,8 @@ def _checks(found: dict[str, Any]) -> str:
     return f"{found['sums_checked']} sums were checked; all were right."
 
 
-def _show_table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
+def show_table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as a table; columns are all names that occur."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     columns = _columns(rows)
     shape = cell if len(columns) <= _ROOM_FOR_QUARTILES else _middle
@@ -98,8 +107,11 @@ def write_json(found: dict[str, Any], path: Path) -> None:
 
 def write_markdown(found: dict[str, Any], path: Path) -> None:
     """The tables alone, or in a document between its two marks."""
-    text = to_markdown(found)
-    mark = found.get("mark", "benchmark")
+    put_between_marks(to_markdown(found), path, found.get("mark", "benchmark"))
+
+
+def put_between_marks(text: str, path: Path, mark: str = "benchmark") -> None:
+    """Write a new file, or the part of a document between its two marks."""
     start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
     if path.exists() and start in path.read_text():
         before, rest = path.read_text().split(start)
@@ -123,10 +135,10 @@ def to_markdown(found: dict[str, Any]) -> str:
     parts = [
         introduction,
         f"```console\n$ {found['command']}\n```",
-        "### Goals\n\n" + _markdown_table(_goal_rows(found)),
+        "### Goals\n\n" + markdown_table(_goal_rows(found)),
     ]
     for section in found["sections"]:
-        parts.append(f"### {section['title']}\n\n{_markdown_table(section['rows'])}")
+        parts.append(f"### {section['title']}\n\n{markdown_table(section['rows'])}")
         if section["note"]:
             parts.append(section["note"])
     parts += [f"Left out: {line}." for line in found["left_out"]]
@@ -134,7 +146,8 @@ def to_markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The same as Markdown."""
     columns = _columns(rows)
     lines = [columns, ["---"] * len(columns)]
     lines += [[cell(row[n]) if n in row else "-" for n in columns] for row in rows]
