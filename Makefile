@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training clean
+.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -60,6 +60,9 @@ bench-secagg: $(STAMP)  ## measure the secure sum; BENCH=--quick: seconds, BENCH
 
 bench-training: $(STAMP)  ## measure local training against plain PEFT and Opacus; BENCH=--quick: seconds
 	$(BIN)/python -m benchmarks.training $(BENCH) --json runs/bench-training.json
+
+bench-utility: $(STAMP)  ## score private adapters against a private head; hours, continues where it stopped
+	$(BIN)/python -m benchmarks.utility $(BENCH) --json runs/utility/utility.json
 
 clean:           ## remove the virtual environment and caches, never runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
