@@ -79,7 +79,7 @@ class Bench:
     ) -> None:
         self.utility, self.parts, self.tick = utility, parts, tick
         self._base_dir = base_dir
-        self._prepared: dict[tuple[int, int, float], Views] = {}
+        self._prepared: dict[tuple[object, ...], Views] = {}
         self._features: dict[int, tuple[Features, ...]] = {}
         self._pooled: tuple[Features, ...] | None = None
         self._names: Tensors = {}
@@ -96,7 +96,7 @@ class Bench:
 
     def views(self, recipe: Recipe) -> Views:
         """The adapted model, and the head over pooled features."""
-        key = (recipe.layers, recipe.r, recipe.lora_alpha)
+        key = (recipe.layers, recipe.r, recipe.lora_alpha, recipe.target_modules)
         if key not in self._prepared:
             self._prepared[key] = self._prepare(recipe)
         return self._prepared[key]

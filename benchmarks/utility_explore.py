@@ -78,11 +78,11 @@ def combinations(settings: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """A number or true/false as TOML writes it, else a word."""
+    """A number or true/false as TOML writes it, a list as ``a+b``, else a word."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        return tuple(filter(None, text.split("+"))) if "+" in text else text
 
 
 def _recipe(

@@ -44,6 +44,7 @@ class Recipe(Table):
     layers: Count
     r: Count = 8
     lora_alpha: Positive = 16.0
+    target_modules: Texts = ("query", "value")
     head_init: Literal["names", "zero"] = "names"
     rounds: Count
     steps_per_round: Count
@@ -71,6 +72,7 @@ class Recipe(Table):
         return AdapterSection(
             r=self.r,
             lora_alpha=self.lora_alpha,
+            target_modules=self.target_modules,
             layers=self.layers,
             head_init=self.head_init,
             seed=seed,

@@ -197,6 +197,8 @@ def test_combinations_are_all_of_them():
         for rounds in (1, 2)
     ]
     assert list(combinations([])) == [{}]
+    listed = list(combinations(["target_modules=value+,query+value"]))
+    assert [own["target_modules"] for own in listed] == [("value",), ("query", "value")]
     with pytest.raises(SecfedError, match="KEY=VALUE"):
         list(combinations(["rounds"]))
 
