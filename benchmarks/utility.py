@@ -26,7 +26,7 @@ from benchmarks.output import put_between_marks, show_table, write_json
 from benchmarks.utility_bench import Bench
 from benchmarks.utility_cells import Store, trained, work_of
 from benchmarks.utility_data import load_parts, missing
-from benchmarks.utility_explore import explore
+from benchmarks.utility_explore import explore, tried
 from benchmarks.utility_progress import Remaining
 from benchmarks.utility_recipes import METHODS, Utility, load_utility
 from benchmarks.utility_results import cell_rows, summary, to_markdown, verdict
@@ -191,6 +191,7 @@ def _measure_one(
         "rows": summary(results),
         "verdict": verdict(utility.title, results),
         "cells": cell_rows(results),
+        "tried": tried(utility, Store(utility, store.folder, part="tuning")),
         "results": [json.loads(store.path(cell).read_text()) for cell in cells],
     }
 

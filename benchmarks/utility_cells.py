@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.utility_bench import Bench
 from benchmarks.utility_progress import Remaining
 from benchmarks.utility_recipes import HEAD, Recipe, Utility
 from benchmarks.utility_training import Cell, Result, train
+from secfed.study.reading import checked
 
 __all__ = ["Store", "trained", "work_of"]
 
@@ -68,8 +69,29 @@ class Store:
         partial.write_text(json.dumps(values, indent=1) + "\n")
         partial.replace(path)
 
+    def everything(self) -> list[tuple[Cell, Recipe, Result]]:
+        """All kept results that belong to the data set as it is described now."""
+        found = []
+        for path in sorted((self.folder / self._part).glob("*.json")):
+            values = json.loads(path.read_text())
+            cell = Cell(
+                **{**values["cell"], "epsilon": float(values["cell"]["epsilon"])}
+            )
+            recipe = checked(Recipe, _tuples(values["recipe"]), path)
+            if values["digest"] == self._digest(cell, recipe):
+                found.append((cell, recipe, Result(**values["result"])))
+        return found
+
     def _digest(self, cell: Cell, recipe: Recipe) -> str:
         return self._utility.digest(recipe, _VERSION, self._part, cell.name)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a recipe has tuples."""
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+    }
 
 
 def work_of(utility: Utility, recipe: Recipe, cell: Cell) -> float:

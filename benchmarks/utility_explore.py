@@ -25,7 +25,7 @@ from benchmarks.utility_recipes import METHODS, Recipe, Utility
 from benchmarks.utility_training import Cell
 from secfed.errors import SecfedError
 
-__all__ = ["combinations", "explore"]
+__all__ = ["combinations", "explore", "tried"]
 
 
 def explore(utility: Utility, asked: argparse.Namespace, console: Console) -> None:
@@ -58,6 +58,26 @@ def explore(utility: Utility, asked: argparse.Namespace, console: Console) -> No
         rows.append(_row(cell, changes, result.accuracy, result.seconds))
     rows.sort(key=lambda row: -float(row["accuracy"]))
     show_table(Console(width=max(console.width, 120)), utility.title, rows)
+
+
+def tried(utility: Utility, store: Store) -> list[dict[str, str]]:
+    """Every try that was kept, and in what it differs from the recipe chosen."""
+    rows = []
+    for cell, recipe, result in store.everything():
+        chosen = utility.recipe(cell.method, cell.epsilon).model_dump()
+        own = recipe.model_dump()
+        changes = {key: own[key] for key in own if own[key] != chosen[key]}
+        shown = ", ".join(f"{key} {_words(value)}" for key, value in changes.items())
+        row = _row(cell, {}, result.accuracy, result.seconds)
+        rows.append({**row, "differs from the recipe in": shown or "nothing: chosen"})
+    return sorted(
+        rows,
+        key=lambda row: (row["method"], row["epsilon"], -float(row["accuracy"])),
+    )
+
+
+def _words(value: object) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
 def combinations(settings: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -160,6 +160,8 @@ def to_markdown(found: Mapping[str, Any]) -> str:
             "Every cell, in the order of the seeds:",
             markdown_table(own["cells"]),
         ]
+        if own["tried"]:
+            parts += ["Tried on the tuning part:", markdown_table(own["tried"])]
     parts += [f"Left out: {line}." for line in found["left_out"]]
     return "\n\n".join(parts) + "\n"
 

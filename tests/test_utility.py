@@ -11,8 +11,9 @@ import pytest
 
 from benchmarks import utility_cells
 from benchmarks.utility import main
+from benchmarks.utility_cells import Store
 from benchmarks.utility_data import load_parts
-from benchmarks.utility_explore import combinations
+from benchmarks.utility_explore import combinations, tried
 from benchmarks.utility_progress import duration
 from benchmarks.utility_recipes import HEAD, METHODS, load_utility
 from benchmarks.utility_results import Interval, differences, summary, verdict
@@ -308,3 +309,11 @@ def test_exploring_tries_every_combination_and_keeps_them(tiny, trainings, capsy
     assert capsys.readouterr().out.count("ffa-lora") == 4
     assert main(command) == 0
     assert len(trainings) == 4
+    utility = load_utility(path)
+    rows = tried(utility, Store(utility, tiny[0] / "out" / "tiny", part="tuning"))
+    assert {row["differs from the recipe in"] for row in rows} == {
+        "nothing: chosen",
+        "head_rounds 1",
+        "train_head False",
+        "head_rounds 1, train_head False",
+    }
