@@ -81,8 +81,8 @@ class Bench:
         self._base_dir = base_dir
         self._prepared: dict[tuple[object, ...], Views] = {}
         self._features: dict[int, tuple[Features, ...]] = {}
-        self._pooled: tuple[Features, ...] | None = None
-        self._names: Tensors = {}
+        self._pooled: dict[int, tuple[Features, ...]] = {}
+        self._names: dict[int, Tensors] = {}
 
     @property
     def units(self) -> list[int]:
@@ -105,7 +105,9 @@ class Bench:
         """The public adapter before round 1."""
         model = self.views(recipe).whole.model
         start = initial_adapter(model, recipe.adapter(seed))
-        return start.replaced(self._names) if recipe.head_init == "names" else start
+        if recipe.head_init == "zero":
+            return start
+        return start.replaced(self._names[recipe.layers])
 
     @property
     def _classes(self) -> int:
@@ -128,13 +130,16 @@ class Bench:
         features = self._features[recipe.layers]
         model = attach_adapter(base, recipe.adapter(0))
         model.write(initial_adapter(model, recipe.adapter(0)).tensors)  # B = 0
-        if self._pooled is None:
+        if recipe.layers not in self._pooled:  # bfloat16 rounds at the split
             names = self.parts.test.label_names
-            self._names = head_from_names(base, model, names, _NAME_HEAD_SCALE)
-            self._pooled = tuple(_pooled(model, part) for part in features)
+            head = head_from_names(base, model, names, _NAME_HEAD_SCALE)
+            self._names[recipe.layers] = head
+            pooled = tuple(_pooled(model, part) for part in features)
+            self._pooled[recipe.layers] = pooled
+        pooled = self._pooled[recipe.layers]
         # No layers are left: the features are what the head reads.
         top = AdaptedModel(base, model.network, len(base.layers))
-        return Views(self._view(model, features), self._view(top, self._pooled))
+        return Views(self._view(model, features), self._view(top, pooled))
 
     def _view(self, model: AdaptedModel, features: tuple[Features, ...]) -> View:
         sites = tuple(
