@@ -22,8 +22,9 @@ from benchmarks.training_subject import Subject
 from secfed.privacy.noise import RandomStream, system_stream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.study.sections import TrainingSection
-from secfed.training import PrivateRecords, train_privately, train_without_privacy
+from secfed.training import PrivateRecords, train_privately
 from secfed.training.losses import RecordLoss
+from secfed.training.plain import train_on_batches
 
 __all__ = [
     "CLIP",
@@ -283,13 +284,12 @@ class SecfedPlain:
     def __call__(self, batches: Batches) -> Work:
         """One round from the subject's start."""
         subject, work = self.subject, Work()
-        update = train_without_privacy(
+        update = train_on_batches(
             subject.model,
             subject.adapter,
             subject.trains,
             self.records,
-            plan_of(batches, CLIP, NOISE),
-            system_stream(),
+            map(np.asarray, batches.rows()),
             loss=Counting(subject.loss, work),
         )
         work.steps = update.steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,12 @@ from secfed.training.selftest import check_moved
 from secfed.training.steps import LocalUpdate
 from secfed.types import Adapter
 
-__all__ = ["plain_batches", "plain_step", "train_without_privacy"]
+__all__ = [
+    "plain_batches",
+    "plain_step",
+    "train_on_batches",
+    "train_without_privacy",
+]
 
 _RATE = 2e-3
 _HEAD_RATE = 5e-2
@@ -44,6 +49,30 @@ def train_without_privacy(
     It takes the study's steps and batch and the site's public size, and no plan:
     what has no noise has none.
     """
+    batches = plain_batches(settings, nominal_units, records.num_units, stream)
+    steps = settings.steps_per_round
+    return train_on_batches(
+        model,
+        adapter,
+        trains,
+        records,
+        batches,
+        loss=loss,
+        progress=lambda done: progress(done, steps),
+    )
+
+
+def train_on_batches(
+    model: AdaptedModel,
+    adapter: Adapter,
+    trains: Sequence[str],
+    records: PrivateRecords,
+    batches: Iterable[NDArray[np.int64]],
+    *,
+    loss: RecordLoss | None = None,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> LocalUpdate:
+    """``train_without_privacy`` on given batches of units: NOT PRIVATE."""
     model.write(adapter.tensors)
     chosen = model.set_trainable(trains)
     loss = ClassificationLoss() if loss is None else loss
@@ -53,12 +82,11 @@ def train_without_privacy(
     ]
     optimizer = torch.optim.Adam(groups)
     model.train()
-    steps = settings.steps_per_round
-    for step, batch in enumerate(
-        plain_batches(settings, nominal_units, records.num_units, stream), start=1
-    ):
+    steps = 0
+    for batch in batches:
         plain_step(model, optimizer, loss, records, batch)
-        progress(step, steps)
+        steps += 1
+        progress(steps)
     model.eval()
     after = check_moved(model, adapter.tensors, trains, must_move=False)
     change = {name: after[name] - adapter.tensors[name] for name in chosen}
