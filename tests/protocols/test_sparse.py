@@ -212,6 +212,15 @@ def published():
     return session, state, saved, messages.Neighbourhood.from_bytes(down[BAD], SUITE)
 
 
+def test_neighbourhoods_are_made_when_asked_for():
+    session = healthy(params=sparse_params())
+    _, down = opened_until(session, "share-keys")
+    assert len(down) == len(list(down)) == len(session.params.roster)
+    assert down[BAD] == down[BAD] != down["site-2"]
+    with pytest.raises(KeyError):
+        down["nobody"]
+
+
 def own_place(parsed):
     return next(i for i, one in enumerate(parsed.listings) if one.entry.sender == 1)
 
