@@ -84,16 +84,17 @@ class FaultyServerError(ProtocolError):
 class FaultySharesError(ProtocolError):
     """Seen by the server: the shares of one dealer do not give its secret.
 
-    Proves that the dealer or at least one of the holders deviated, not which:
-    a holder cannot check the share that it was dealt.
+    They are wrong, or holders say that their box did not open. Proves that the
+    dealer or at least one of the holders deviated, not which: a holder cannot check
+    the share that it was dealt, and the server cannot look into a box.
     """
 
     def __init__(self, dealer: str, holders: Sequence[str]) -> None:
         self.dealer = dealer
         self.holders = tuple(holders)
         super().__init__(
-            f"shares of {dealer} held by {', '.join(self.holders)} do not give the "
-            f"secret it committed to: the dealer or a holder deviated (SA-506)"
+            f"shares of {dealer} at {', '.join(self.holders)} are missing or do not "
+            f"give the secret it committed to: the dealer or a holder deviated (SA-506)"
         )
 
 
