@@ -21,7 +21,7 @@ from torch import nn
 from secfed.errors import ModelError
 from secfed.models import BaseModel, encode_prefix, run_layers
 from secfed.study.sections import AdapterSection
-from secfed.types import LORA_A, Adapter, Tensors
+from secfed.types import LORA_A, LORA_R, MERGED, Adapter, Tensors
 
 __all__ = [
     "AdaptedModel",
@@ -30,11 +30,12 @@ __all__ = [
     "initial_adapter",
     "load_adapter",
     "save_adapter",
-    "save_release",
 ]
 
 _PEFT_PREFIX = "base_model.model."
 _HEAD = "classifier"
+_FACTOR, _CORE = ".lora_B.default", 0
+"""Where the core of ``B @ R @ A`` stands: before B, in a sequence of two layers."""
 
 
 class AdaptedModel(nn.Module):
@@ -52,6 +53,7 @@ class AdaptedModel(nn.Module):
         self.compute_dtype = base.compute_dtype
         self.first_layer = first
         self._network = [network]  # in a list: not a submodule, counted once
+        self._frozen: dict[str, torch.Tensor] = {}  # base weights before folding
 
     @property
     def network(self) -> peft.PeftModel:
@@ -88,24 +90,77 @@ class AdaptedModel(nn.Module):
         }
 
     def write(self, tensors: Tensors) -> None:
-        """Set every adapter number; names and shapes must match exactly."""
+        """Set every adapter number; names and shapes must match exactly.
+
+        A core ``R`` and a folded change are added to the model or taken out of it,
+        as the adapter has them or not.
+
+        Raises:
+            ModelError: The adapter does not fit the model.
+        """
+        factors = {n: v for n, v in tensors.items() if not n.endswith(MERGED)}
+        self._set_cores(present=any(name.endswith(LORA_R) for name in factors))
         parameters = self.named()
-        if parameters.keys() != tensors.keys():
-            odd = sorted(parameters.keys() ^ tensors.keys())
+        if parameters.keys() != factors.keys():
+            odd = sorted(parameters.keys() ^ factors.keys())
             raise ModelError(f"adapter tensors do not fit the model: {odd[:4]}")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                value = torch.from_numpy(np.ascontiguousarray(tensors[name]))
-                if value.dtype is not torch.float32:
-                    raise ModelError(
-                        f"{name}: {value.dtype}; the numbers of an adapter are float32"
-                    )
-                if value.shape != parameter.shape:
-                    raise ModelError(
-                        f"{name}: shape {tuple(value.shape)}, the model needs "
-                        f"{tuple(parameter.shape)}"
-                    )
-                parameter.copy_(value)
+                parameter.copy_(_checked(name, factors[name], parameter.shape))
+            self._fold(
+                {
+                    n.removesuffix(MERGED): tensors[n]
+                    for n in tensors
+                    if n not in factors
+                }
+            )
+
+    def base_weights(self) -> dict[str, NDArray[np.float32]]:
+        """The frozen weight (out, in) of every adapted module, nothing folded in."""
+        return {
+            module: self._frozen.get(module, layer.weight)
+            .float()
+            .numpy(force=True)
+            .copy()
+            for module, layer in self._base_layers().items()
+        }
+
+    def _base_layers(self) -> dict[str, nn.Linear]:
+        found = {}
+        for name in self.named():
+            if name.endswith(LORA_A):
+                module = name.removesuffix(LORA_A)
+                layer = self.network.get_submodule(_PEFT_PREFIX + module)
+                found[module] = layer.get_base_layer()
+        return found
+
+    def _fold(self, merged: Tensors) -> None:
+        """Set the frozen weights to the base's plus ``merged``; others as they were."""
+        layers = self._base_layers()
+        for module in self._frozen.keys() | merged.keys():
+            if module not in layers or type(layers[module]) is not nn.Linear:
+                raise ModelError(f"{module}: nothing can be folded into this layer")
+            weight = layers[module].weight
+            original = self._frozen.setdefault(module, weight.detach().clone())
+            if module not in merged:
+                weight.copy_(self._frozen.pop(module))
+                continue
+            change = _checked(module + MERGED, merged[module], weight.shape)
+            weight.copy_(original + change)
+
+    def _set_cores(self, *, present: bool) -> None:
+        """Put a trainable (r, r) layer between the factors, or take it out."""
+        for name, layer in list(self.network.named_modules()):
+            if (
+                not name.endswith(_FACTOR)
+                or isinstance(layer, nn.Sequential) == present
+            ):
+                continue
+            factor = layer if present else layer[-1]
+            rank = factor.in_features
+            core = nn.Linear(int(rank), int(rank), bias=False)
+            parent = self.network.get_submodule(name.rpartition(".")[0])
+            parent["default"] = nn.Sequential(core, factor) if present else factor
 
     def set_trainable(self, names: Collection[str]) -> dict[str, nn.Parameter]:
         """Let exactly these tensors require gradients; returns them."""
@@ -120,10 +175,26 @@ def _adapter_name(peft_name: str) -> str | None:
     """Map a PEFT parameter name to ours; None for parameters of the base."""
     name = peft_name.removeprefix(_PEFT_PREFIX)
     if ".lora_" in name:
-        return name.replace(".default.weight", "")
+        name = name.replace(f"{_FACTOR}.{_CORE}.weight", LORA_R)
+        return name.replace(".default.1.weight", "").replace(".default.weight", "")
     if f"{_HEAD}.modules_to_save.default." in name:
         return name.replace(f"{_HEAD}.modules_to_save.default.", "head.")
     return None
+
+
+def _checked(
+    name: str, value: NDArray[np.float32], shape: tuple[int, ...]
+) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(value))
+    if tensor.dtype is not torch.float32:
+        raise ModelError(
+            f"{name}: {tensor.dtype}; the numbers of an adapter are float32"
+        )
+    if tensor.shape != shape:
+        raise ModelError(
+            f"{name}: shape {tuple(tensor.shape)}, the model needs {tuple(shape)}"
+        )
+    return tensor
 
 
 def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
@@ -227,21 +298,3 @@ def load_adapter(path: Path, like: Adapter) -> Adapter:
         raise ModelError(f"{path}: holds another adapter than the study describes")
     ordered = {name: tensors[name] for name in like.tensors}
     return Adapter(tensors=ordered, scaling=like.scaling)
-
-
-def save_release(
-    model: AdaptedModel, adapter: Adapter, name: str, folder: Path
-) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` for plain PEFT.
-
-    Args:
-        model: The model that carries the adapter's shapes.
-        adapter: What is released.
-        name: The base model's public name, written instead of the local path.
-        folder: Made if needed.
-    """
-    model.write(adapter.tensors)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.network.peft_config["default"].base_model_name_or_path = name
-    model.network.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template says nothing true

@@ -24,8 +24,9 @@ from secfed.privacy.noise import RandomStream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.study import Study
 from secfed.training import LocalUpdate, PrivateRecords
+from secfed.types import Tensors
 
-__all__ = ["BudgetGuard", "NoGuard", "Site", "SiteRound"]
+__all__ = ["BudgetGuard", "Contribution", "NoGuard", "Site", "SiteRound"]
 
 _RANDOMNESS = 64
 
@@ -44,6 +45,17 @@ class Site:
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, <private>)"
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What local training gave: the update, and what of it enters the sum."""
+
+    update: LocalUpdate
+    payload: Tensors
+
+    def __repr__(self) -> str:
+        return "Contribution(<private>)"
 
 
 class BudgetGuard:
@@ -154,14 +166,14 @@ class SiteRound:
         return message
 
     def train(
-        self, train: Callable[[Site], LocalUpdate], stream: RandomStream
+        self, train: Callable[[Site], Contribution], stream: RandomStream
     ) -> LocalUpdate:
-        """Train and encode; the encoded update stays here until it is masked."""
-        update = train(self.site)
-        encoded = self._codec.encode(update.change, stream)
+        """Train and encode; the encoded payload stays here until it is masked."""
+        trained = train(self.site)
+        encoded = self._codec.encode(trained.payload, stream)
         lane = self._codec.lane.encode(encoded.saturated)
         self._vector = RingVector(body=encoded.vector, lane=lane)
-        return update
+        return trained.update
 
     def encoded_for_simulator(self) -> RingArray:
         """A copy of the unmasked encoding, for the simulator's check of the sum.

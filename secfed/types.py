@@ -8,13 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LORA_A", "LORA_B", "Adapter", "LabelledTexts", "SiteData", "Tensors"]
+__all__ = [
+    "LORA_A",
+    "LORA_B",
+    "LORA_R",
+    "MERGED",
+    "Adapter",
+    "LabelledTexts",
+    "SiteData",
+    "Tensors",
+]
 
 Tensors = Mapping[str, NDArray[np.float32]]
 """Named arrays; iteration order is the order on the wire."""
 
 LORA_A = ".lora_A"
 LORA_B = ".lora_B"
+LORA_R = ".lora_R"
+MERGED = ".merged"
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,10 @@ class Adapter:
     ``head.weight`` (classes, hidden) and ``head.bias`` (classes,) to arrays.
     The change of module W is ``scaling * B @ A`` with
     ``scaling = lora_alpha / r`` (Hu et al., ICLR 2022, section 4.1).
+
+    Some rules add ``<module>.lora_R`` (r, r) between the factors, for
+    ``scaling * B @ R @ A``, or ``<module>.merged`` (out, in), a change that is
+    folded into the frozen weight beside the factors.
     """
 
     tensors: Tensors
@@ -35,6 +50,21 @@ class Adapter:
         return tuple(
             name.removesuffix(LORA_A) for name in self.tensors if name.endswith(LORA_A)
         )
+
+    def delta(self, module: str) -> NDArray[np.float64]:
+        """The change of one module's weight, dense: float64 of shape (out, in)."""
+        own = {
+            suffix: self.tensors[module + suffix].astype(np.float64)
+            for suffix in (LORA_A, LORA_B, LORA_R, MERGED)
+            if module + suffix in self.tensors
+        }
+        left = own[LORA_B] @ own[LORA_R] if LORA_R in own else own[LORA_B]
+        product: NDArray[np.float64] = self.scaling * left @ own[LORA_A]
+        return product + own[MERGED] if MERGED in own else product
+
+    def with_tensors(self, added: Tensors) -> Adapter:
+        """This adapter with more tensors, or others of the same name, at the end."""
+        return Adapter(tensors={**self.tensors, **added}, scaling=self.scaling)
 
     def replaced(self, changed: Tensors) -> Adapter:
         """This adapter with some tensors replaced; names and order are kept."""

@@ -44,14 +44,15 @@ with standard deviation sigma * C, whatever the optimizer did. So the scale is 1
 every tensor, the signal's norm is at most C with certainty, and the bounds on noise,
 rotation and width are those above.
 
-Without privacy nothing hides the rounding: 32 bits and a wide range.
+Without privacy nothing hides the rounding, and the products of factors that some
+rules send have no such law: 32 bits and a wide range.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -61,7 +62,7 @@ from secfed.codec.packing import levels_of
 from secfed.codec.rotation import block_length
 from secfed.privacy.plan import PrivacyPlan
 from secfed.report.results import HEAD_ONLY
-from secfed.strategies import get_strategy, trained_names
+from secfed.strategies import get_strategy
 from secfed.strategies.base import HEAD
 from secfed.study import Study
 from secfed.types import Adapter
@@ -72,7 +73,7 @@ RingBits = Literal[16, 32, 64]
 
 _NARROW_RING_BITS: Final = 16
 _WIDE_RANGE = 8.0
-"""Bound on one number of an update without privacy; cut numbers are counted."""
+"""Bound on one number where there is no law; cut numbers are counted."""
 
 _RARE_BITS = 40  # Each of the bounds above fails with probability 2**-40 at most,
 _COUNT_BITS = 32  # over all of up to 2**32 numbers.
@@ -118,7 +119,6 @@ def codec_for(
     study: Study,
     plans: Mapping[str, PrivacyPlan],
     adapter: Adapter,
-    trains: Sequence[str],
     round_number: int,
     *,
     private: bool,
@@ -129,27 +129,28 @@ def codec_for(
         study: The study of this arm.
         plans: Every site's plan; public.
         adapter: What the sites received.
-        trains: Names of the tensors that are trained and sent, in wire order.
         round_number: From 1; a rotation is fresh in every round.
         private: False for the baseline without noise.
 
     Raises:
         CodecError: The ring is too small for so many sites.
     """
+    strategy = get_strategy(study.training.method)
+    shapes = strategy.shapes(adapter, round_number)
     chosen = study.secagg.clip_range
-    tensors = {name: adapter.tensors[name] for name in trains}
-    rotated = private and study.secagg.rotation is not None
-    scales: dict[str, float] | None = None
+    bounded = private and strategy.linear
+    rotated = bounded and study.secagg.rotation is not None
+    scales: tuple[float, ...] = ()
     if chosen is not None:
         value_range = chosen
-    elif not private:
+    elif not bounded:
         value_range = _WIDE_RANGE
     else:
-        scales = {name: step_size(study, name) for name in tensors}
-        size = sum(tensor.size for tensor in tensors.values()) if rotated else None
+        scales = tuple(step_size(study, name) for name in shapes)
+        size = sum(map(math.prod, shapes.values())) if rotated else None
         value_range = _law(study, plans).value_range(size)
-    return Codec.for_tensors(
-        tensors,
+    return Codec(
+        tuple(shapes.items()),
         value_range=value_range,
         num_sites=len(study.sites),
         ring_bits=ring_bits_for(study, plans, adapter, private=private),
@@ -173,6 +174,8 @@ def ring_bits_for(
         return WIDE_RING_BITS
     if study.secagg.ring_bits:
         return study.secagg.ring_bits
+    if not get_strategy(study.training.method).linear:
+        return WIDE_RING_BITS
     law = _law(study, plans)
     chosen, hidden = study.secagg.clip_range, law.hidden
     if chosen is None:
@@ -188,21 +191,20 @@ def ring_bits_for(
 
 def _sent(study: Study, adapter: Adapter) -> list[str]:
     """The tensors that are sent in any round."""
-    return sorted({name for names in _schedule(study, adapter) for name in names})
+    return sorted({name for shapes in _schedule(study, adapter) for name in shapes})
 
 
 def _fewest(study: Study, adapter: Adapter) -> int:
     """How many numbers are sent in the round that sends fewest."""
     return min(
-        sum(adapter.tensors[name].size for name in names)
-        for names in _schedule(study, adapter)
+        sum(map(math.prod, shapes.values())) for shapes in _schedule(study, adapter)
     )
 
 
-def _schedule(study: Study, adapter: Adapter) -> list[tuple[str, ...]]:
+def _schedule(study: Study, adapter: Adapter) -> list[Mapping[str, tuple[int, ...]]]:
     strategy = get_strategy(study.training.method)
     rounds = range(1, study.training.rounds + 1)
-    return [trained_names(strategy, adapter, number) for number in rounds]
+    return [strategy.shapes(adapter, number) for number in rounds]
 
 
 def step_size(study: Study, tensor: str) -> float:

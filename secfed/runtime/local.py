@@ -10,29 +10,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from secfed.amplification import NoiseLevels, measure, sgd_noise_std
-from secfed.client import BudgetGuard, NoGuard, Site
+from secfed.client import BudgetGuard, NoGuard
 from secfed.errors import RoundAbortedError
 from secfed.evaluation import evaluate
 from secfed.policy import SitePolicy
 from secfed.privacy.plan import PrivacyPlan
 from secfed.report.html import build_report
-from secfed.report.results import HEAD_ONLY
 from secfed.runtime.directory import create_run
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord
-from secfed.runtime.rounds import RoundResult, play_round
-from secfed.runtime.setup import Prepared, prepare, random_stream
-from secfed.strategies import check_maskable, get_strategy, trained_names
+from secfed.runtime.rounds import RoundResult, play_alone, play_round
+from secfed.runtime.setup import Prepared, prepare
+from secfed.runtime.site_training import contribute, learning_rate_of, view_of
+from secfed.strategies import (
+    check_maskable,
+    check_ranks,
+    get_strategy,
+    trained_names,
+)
 from secfed.strategies.base import ServerState, Strategy
 from secfed.study import Study
-from secfed.study.sections import TrainingSection
-from secfed.training import (
-    LocalUpdate,
-    train_privately,
-    train_whole_site,
-    train_without_privacy,
-)
 from secfed.types import LORA_A, LORA_B, Adapter
 
 __all__ = ["run_arm", "run_study"]
@@ -82,9 +82,11 @@ def run_arm(
         The arm's object of ``comparison.json``.
     """
     strategy = check_maskable(get_strategy(arm.study.training.method))
+    check_ranks(strategy, arm.study.adapter.ranks)
     # 1
     with ArmRecord(arm, prepared, arm_dir, private_dir, run_id, policy) as record:
-        start = strategy.init(prepared.start, arm.study.adapter.seed)
+        base = prepared.model.base_weights() if strategy.uses_base else {}
+        start = strategy.init(prepared.start, arm.study.adapter.seed, base)
         state = record.recover(start, _scores(prepared, start.adapter), progress)
         # 2
         rounds = arm.study.training.rounds
@@ -111,15 +113,22 @@ def _play(
     """One round, committed by its ledger entry; an aborted one is recorded."""
     started = time.perf_counter()
     arm = record.arm
-    trains = trained_names(strategy, before.adapter, round_number)
+    play = play_alone if strategy.needs == "nothing" else play_round
     try:
-        played = play_round(
+        played = play(
             arm.study,
             record.sites,
             _guards(record),
             before.adapter,
-            trains,
-            lambda site: _train(arm, prepared, site, before, trains, round_number),
+            lambda site: contribute(
+                arm,
+                prepared,
+                strategy,
+                site,
+                before,
+                round_number,
+                record.kept[site.name],
+            ),
             round_number,
             prepared.base.digest,
             arm.name,
@@ -132,7 +141,7 @@ def _play(
     metrics = {
         "round": round_number,
         "status": "completed",
-        **_scores(prepared, after.adapter),
+        **_site_scores(record, prepared, strategy, after),
         "survivors": list(played.result.survivors),
         # A site that never answered did not start and spent nothing.
         "dropouts": {s: p for s, p in played.result.dropouts.items() if p},
@@ -143,9 +152,9 @@ def _play(
         "bytes_down": played.bytes_down,
         "seconds": round(time.perf_counter() - started, 3),
         "epsilon": record.epsilon(round_number),
-        "noise": _noise(record, prepared, before, played, trains),
+        "noise": _noise(record, prepared, strategy, before, played),
     }
-    record.commit(after.adapter, played, metrics)
+    record.commit(after, played, metrics)
     progress.finished_round(metrics)
     return after
 
@@ -157,43 +166,6 @@ def _guards(record: ArmRecord) -> Mapping[str, BudgetGuard | NoGuard]:
     return {name: record.guard(name) for name in record.budgets}
 
 
-def _train(
-    arm: Arm,
-    prepared: Prepared,
-    site: Site,
-    before: ServerState,
-    trains: tuple[str, ...],
-    round_number: int,
-) -> LocalUpdate:
-    stream = random_stream(
-        arm.study, arm.name, str(round_number), site.name, "training"
-    )
-    if not arm.private:
-        return train_without_privacy(
-            prepared.model,
-            before.adapter,
-            trains,
-            site.records,
-            _settings(arm),
-            site.plan.nominal_units,
-            stream,
-            loss=prepared.loss,
-        )
-    private = train_whole_site if site.plan.unit == "site" else train_privately
-    return private(
-        prepared.model,
-        before.adapter,
-        trains,
-        site.records,
-        site.plan,
-        _settings(arm),
-        _learning_rate(arm),
-        stream,
-        loss=prepared.loss,
-        keep_noiseless=True,
-    )
-
-
 def _scores(prepared: Prepared, adapter: Adapter) -> dict[str, float]:
     scores = evaluate(
         prepared.model, adapter, prepared.holdout, prepared.holdout_labels
@@ -201,19 +173,34 @@ def _scores(prepared: Prepared, adapter: Adapter) -> dict[str, float]:
     return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
 
 
+def _site_scores(
+    record: ArmRecord, prepared: Prepared, strategy: Strategy, after: ServerState
+) -> dict[str, float]:
+    """Of the global adapter, or the mean over the sites' own models."""
+    if not strategy.personal:
+        return _scores(prepared, after.adapter)
+    scores = []
+    for name in record.sites:
+        view = view_of(record.arm, name, record.kept[name], after.round + 1)
+        scores.append(_scores(prepared, strategy.start(after.adapter, view)))
+    return {key: float(np.mean([own[key] for own in scores])) for key in scores[0]}
+
+
 def _noise(
     record: ArmRecord,
     prepared: Prepared,
+    strategy: Strategy,
     before: ServerState,
     played: RoundResult,
-    trains: tuple[str, ...],
 ) -> dict[str, Any] | None:
     """The round's noise in the weights, measured by the simulator; else None."""
     survivors = played.result.survivors
     updates = [played.updates[site] for site in survivors]
     clean = [u.noiseless for u in updates if u.noiseless is not None]
+    trains = tuple(updates[0].change)
     lora = any(name.endswith((LORA_A, LORA_B)) for name in trains)
-    if not record.arm.private or not lora:
+    plain = strategy.linear and not strategy.personal
+    if not record.arm.private or not lora or not plain:
         return None
     report = measure(
         before.adapter,
@@ -248,27 +235,9 @@ def _levels(
 def _sgd_std(arm: Arm, plan: PrivacyPlan) -> float:
     return sgd_noise_std(
         plan.steps_per_round,
-        _learning_rate(arm),
+        learning_rate_of(arm),
         plan.noise_multiplier,
         plan.clip_norm,
         plan.expected_batch,
         momentum=arm.study.training.momentum,
     )
-
-
-def _settings(arm: Arm) -> TrainingSection:
-    """The study's settings; the head alone may have a rate of its own.
-
-    A rate tuned for a head beside adapters would be unfair to the head alone
-    (PITFALLS 15).
-    """
-    training = arm.study.training
-    if training.method != HEAD_ONLY:
-        return training
-    rate = training.learning_rate.get(HEAD_ONLY, training.head_learning_rate)
-    return training.model_copy(update={"head_learning_rate": rate})
-
-
-def _learning_rate(arm: Arm) -> float:
-    """The rate of the LoRA factors; a rule that trains none has no entry."""
-    return arm.study.training.learning_rate.get(arm.study.training.method, 0.0)

@@ -18,9 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from safetensors.numpy import load, save
+
 import secfed
 from protocols.secagg.params import default_threshold
-from secfed.adapters import load_adapter, save_adapter, save_release
+from secfed.adapters import load_adapter, save_adapter
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
 from secfed.client import BudgetGuard, Site
 from secfed.entries import (
@@ -36,8 +38,10 @@ from secfed.manifest import write_manifest
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget, Charge
+from secfed.release import save_release
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
+from secfed.runtime.kept import KeptTensors
 from secfed.runtime.progress import Progress
 from secfed.runtime.receipts import keep_receipt, read_receipts
 from secfed.runtime.rounds import RoundResult
@@ -46,7 +50,7 @@ from secfed.signing import load_or_create
 from secfed.statement import StatementContext, build_statement
 from secfed.strategies.base import ServerState
 from secfed.study import Study
-from secfed.types import Adapter
+from secfed.types import Adapter, Tensors
 
 __all__ = ["Arm", "ArmRecord"]
 
@@ -105,6 +109,10 @@ class ArmRecord:
                 arm.study, policy, private_dir, name, prepared.fingerprints[name]
             )
             for name in self.sites
+        }
+        own = private_dir / "sites"
+        self.kept = {
+            name: KeptTensors(own / name / "kept" / arm.name) for name in self.sites
         }
         self._earlier = {
             name: self._earlier_epsilon(budget) for name, budget in self.budgets.items()
@@ -175,7 +183,8 @@ class ArmRecord:
                     raise RunDirectoryError(
                         f"{path}: missing or not the adapter that the ledger names"
                     )
-                state = ServerState(load_adapter(path, start.adapter), number)
+                adapter = load_adapter(path, start.adapter)
+                state = ServerState(adapter, number, self._memory(number))
         if not self.released and self._reserved(self.next_round):
             self.interrupted(self.next_round, "the process ended during the round")
             progress.note(
@@ -185,12 +194,14 @@ class ArmRecord:
         return state
 
     def commit(
-        self, adapter: Adapter, played: RoundResult, metrics: Mapping[str, Any]
+        self, state: ServerState, played: RoundResult, metrics: Mapping[str, Any]
     ) -> None:
         """Make a finished round durable: adapter, metrics, then the ledger entry."""
         number = int(metrics["round"])
         path = self._adapter_path(number)
-        save_adapter(adapter, path)
+        save_adapter(state.adapter, path)
+        if state.memory:
+            write_atomically(self._memory_path(number), save(dict(state.memory)))
         append_line(self._metrics, metrics)
         spent = self._reserved(number)
         body = RoundEntry(
@@ -396,15 +407,23 @@ class ArmRecord:
         data = b"".join(canonical_json(line) + b"\n" for line in kept)
         write_atomically(self._metrics, data)
         known = {self._adapter_path(number).name for number in {0, *committed}}
-        for path in (self._directory / "adapters").iterdir():
-            if path.name not in known:
-                path.unlink()
+        for folder in ("adapters", "memory"):
+            for path in (self._directory / folder).glob("*"):
+                if path.name not in known:
+                    path.unlink()
 
     def _lines(self) -> list[dict[str, Any]]:
         return read_lines(self._metrics)
 
     def _adapter_path(self, number: int) -> Path:
         return self._directory / "adapters" / f"round-{number:03d}.safetensors"
+
+    def _memory_path(self, number: int) -> Path:
+        return self._directory / "memory" / f"round-{number:03d}.safetensors"
+
+    def _memory(self, number: int) -> Tensors:
+        path = self._memory_path(number)
+        return load(path.read_bytes()) if path.is_file() else {}
 
     def _independence(self) -> str:
         if not self.arm.private:

@@ -7,7 +7,7 @@ and 1 need no update, so keys and shares are exchanged before training.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from protocols.errors import ProtocolError
 from protocols.secagg.params import Member, SessionParams, default_threshold
-from secfed.client import BudgetGuard, NoGuard, Site, SiteRound
+from secfed.client import BudgetGuard, Contribution, NoGuard, Site, SiteRound
 from secfed.codec import Codec, RingArray
 from secfed.errors import (
     BudgetExceededError,
@@ -31,7 +31,7 @@ from secfed.study import Study
 from secfed.training import LocalUpdate
 from secfed.types import Adapter
 
-__all__ = ["RoundResult", "play_round"]
+__all__ = ["RoundResult", "play_alone", "play_round"]
 
 Guard = BudgetGuard | NoGuard
 
@@ -52,8 +52,7 @@ def play_round(
     sites: Mapping[str, Site],
     guards: Mapping[str, Guard],
     adapter: Adapter,
-    trains: Sequence[str],
-    train: Callable[[Site], LocalUpdate],
+    train: Callable[[Site], Contribution],
     round_number: int,
     base_digest: str,
     arm: str,
@@ -67,8 +66,7 @@ def play_round(
         sites: The sites that start the round.
         guards: What each site asks before it trains.
         adapter: What the coordinator sends.
-        trains: Names of the tensors that are trained and sent, in wire order.
-        train: One site's local training.
+        train: One site's local training, and what it sends of the result.
         round_number: From 1.
         base_digest: SHA-256 of the base model's weights.
         arm: Labels the simulation's random streams.
@@ -84,7 +82,6 @@ def play_round(
         study,
         {name: site.plan for name, site in sites.items()},
         adapter,
-        trains,
         round_number,
         private=any(isinstance(guard, BudgetGuard) for guard in guards.values()),
     )
@@ -145,6 +142,42 @@ def play_round(
         bytes_up=stage.coordinator.bytes_up,
         bytes_down=stage.coordinator.bytes_down + len(broadcast) * len(sites),
     )
+
+
+def play_alone(
+    study: Study,
+    sites: Mapping[str, Site],
+    guards: Mapping[str, Guard],
+    _adapter: Adapter,
+    train: Callable[[Site], Contribution],
+    round_number: int,
+    _base_digest: str,
+    _arm: str,
+    progress: Progress,
+) -> RoundResult:
+    """One round of a rule that sends nothing: every site trains by itself.
+
+    The budget is charged as in any round. Arguments as for ``play_round``.
+
+    Raises:
+        PolicyError, BudgetExceededError: A site refuses.
+    """
+    progress.phase("local training")
+    updates = {}
+    for done, (name, site) in enumerate(sites.items(), start=1):
+        guards[name].before_training(site, study, round_number)
+        updates[name] = train(site).update
+        guards[name].before_sending()
+        progress.site(name, done, len(sites))
+    nothing = SecureSum(
+        mean={},
+        total=np.zeros(0, dtype=np.uint32),
+        survivors=tuple(sorted(sites)),
+        dropouts={},
+        silent={},
+        saturated=0,
+    )
+    return RoundResult(nothing, updates, sums_equal=True, bytes_up=0, bytes_down=0)
 
 
 @dataclass

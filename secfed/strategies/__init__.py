@@ -7,20 +7,31 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from secfed.errors import StudyError
-from secfed.strategies.base import ServerState, Strategy, trained_names
+from secfed.strategies.base import (
+    ServerState,
+    SiteView,
+    Strategy,
+    sent_names,
+    trained_names,
+)
 from secfed.strategies.fedavg import FedAvg
+from secfed.strategies.fedsa_lora import FedSaLora, FedSaLoraB
 from secfed.strategies.ffa_lora import FfaLora
 from secfed.strategies.ffb_lora import FfbLora
 from secfed.strategies.flora import Flora
 from secfed.strategies.head_only import HeadOnly
+from secfed.strategies.local import Local
 from secfed.strategies.rolora import RoLora
 
 __all__ = [
     "STRATEGIES",
     "ServerState",
+    "SiteView",
     "Strategy",
     "check_maskable",
+    "check_ranks",
     "get_strategy",
+    "sent_names",
     "trained_names",
 ]
 
@@ -28,7 +39,10 @@ STRATEGIES: Mapping[str, Strategy] = {
     "fedavg": FedAvg(),
     "ffa-lora": FfaLora(),
     "ffb-lora": FfbLora(),
+    "fedsa-lora": FedSaLora(),
+    "fedsa-lora-b": FedSaLoraB(),
     "rolora": RoLora(),
+    "local": Local(),
     "head-only": HeadOnly(),
     "flora": Flora(),
 }
@@ -61,15 +75,36 @@ def get_strategy(
 def check_maskable(
     strategy: Strategy, *, path: str | Path = "study", key: str = "training.method"
 ) -> Strategy:
-    """The rule, if one masked sum per round is all that it needs.
+    """The rule, if it needs no more than one masked sum per round.
 
     Raises:
         StudyError: It needs single updates; the message says why.
     """
-    if strategy.needs != "sum":
+    if strategy.needs == "singles":
         raise StudyError(
             path,
             key,
             f"{strategy.name} cannot run under secure aggregation: {strategy.refusal}",
         )
     return strategy
+
+
+def check_ranks(
+    strategy: Strategy,
+    ranks: Mapping[str, int] | None,
+    *,
+    path: str | Path = "study",
+) -> None:
+    """Refuse unequal ranks for a rule that adds factors number by number.
+
+    Raises:
+        StudyError: Names the rules that can.
+    """
+    if ranks and not strategy.unequal_ranks:
+        able = [name for name, rule in STRATEGIES.items() if rule.unequal_ranks]
+        raise StudyError(
+            path,
+            "adapter.ranks",
+            f"{strategy.name} needs the same rank at all sites; unequal ranks work "
+            f"with {', '.join(able) or 'no rule yet'}",
+        )

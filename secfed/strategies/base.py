@@ -1,35 +1,58 @@
-"""What every aggregation rule is, and what two of them share.
+"""What every aggregation rule is, with the defaults that most rules share.
 
-A rule says which tensors a site trains in a round and how the mean of the
-updates moves the global adapter. An update is the change relative to the
-adapter that the site received, so ``new = old + mean(updates)`` is the mean of
-the sites' tensors.
+A rule says which tensors a site trains in a round, what of the result enters the
+masked sum, and how the mean moves the global adapter. A new rule is one file: a
+frozen dataclass that derives from ``Strategy`` and changes what differs.
+
+The default rule sends the change of every trained tensor, relative to the adapter
+that the site received, so that ``new = old + mean(changes)`` is the mean of the
+sites' tensors.
+
+Privacy. Everything that a site trains in a round is clipped and noised together
+(``trains``), whether it is sent or kept. What a rule computes from the noised
+tensors afterwards (``start``, ``payload``, ``kept``, ``apply``) is post-processing
+and costs nothing; it may use public numbers and nothing else of the site.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secfed.errors import RoundAbortedError
 from secfed.types import Adapter, Tensors
 
 __all__ = [
     "HEAD",
+    "NO_WEIGHTS",
+    "BaseWeights",
     "Needs",
     "ServerState",
+    "SiteView",
     "Strategy",
-    "add_mean",
+    "moved",
+    "sent_names",
     "trained_names",
 ]
 
 HEAD = "head."
 """Prefix of the classifier's tensors, which every rule trains and averages."""
 
-Needs = Literal["sum", "singles"]
-"""What the coordinator must learn: one sum per round, or each site's update."""
+Needs = Literal["sum", "singles", "nothing"]
+"""What the coordinator must learn: a sum per round, each site's update, or nothing."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+BaseWeights = Mapping[str, NDArray[np.float32]]
+"""The frozen weight (out, in) of every adapted module."""
+
+_NOTHING: Tensors = MappingProxyType({})
+NO_WEIGHTS: BaseWeights = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,110 +62,185 @@ class ServerState:
     Attributes:
         adapter: The global adapter, as the sites receive it.
         round: The last round that was applied; 0 before training.
+        memory: What the rule alone remembers, such as an optimizer's moments. It
+            depends on earlier sums only and is sent to nobody.
     """
 
     adapter: Adapter
     round: int
+    memory: Tensors = field(default_factory=lambda: _NOTHING)
 
 
-class Strategy(Protocol):
-    """An aggregation rule. Rounds are numbered from 1."""
+@dataclass(frozen=True)
+class SiteView:
+    """What a rule may know at a site besides the adapter that was received.
 
-    @property
-    def name(self) -> str:
-        """The name in a study file."""
-        ...
+    Attributes:
+        rank: The site's own rank where ranks differ; None: the study's.
+        kept: What the site kept from the last round that it trained in.
+        round: The round that begins.
+    """
 
-    @property
-    def title(self) -> str:
-        """What it does, in one line."""
-        ...
+    rank: int | None = None
+    kept: Tensors = field(default_factory=lambda: _NOTHING)
+    round: int = 1
 
-    @property
-    def reference(self) -> str:
-        """Where it was published."""
-        ...
 
-    @property
-    def exact(self) -> bool:
-        """Whether the aggregated product is the mean of the sites' products."""
-        ...
+@dataclass(frozen=True)
+class Strategy:
+    """An aggregation rule. Rounds are numbered from 1.
 
-    @property
-    def needs(self) -> Needs:
-        """What the coordinator must learn."""
-        ...
+    Attributes:
+        name: In a study file.
+        title: What it does, in one line.
+        reference: Where it was published.
+        exact: Whether the aggregated product is the mean of the sites' products.
+        needs: What the coordinator must learn.
+        refusal: Why masked aggregation cannot serve this rule; empty when it can.
+        linear: Whether every number sent is the change of one trained number. Then
+            the plan bounds its size, and 16 bits may do; else the ring is wide.
+        unequal_ranks: Whether sites may train at different ranks.
+        personal: Whether sites end with models of their own; scores are means over
+            the sites' models.
+        uses_base: Whether ``init`` needs the frozen weights.
+    """
 
-    @property
-    def refusal(self) -> str:
-        """Why masked aggregation cannot serve this rule; empty when it can."""
-        ...
+    name: ClassVar[str]
+    title: ClassVar[str]
+    reference: ClassVar[str]
+    exact: ClassVar[bool] = True
+    needs: ClassVar[Needs] = "sum"
+    refusal: ClassVar[str] = ""
+    linear: ClassVar[bool] = True
+    unequal_ranks: ClassVar[bool] = False
+    personal: ClassVar[bool] = False
+    uses_base: ClassVar[bool] = False
 
     def trains(self, tensor: str, round_number: int, /) -> bool:
-        """Whether sites train, noise and send this tensor in this round."""
-        ...
+        """Whether sites train, clip and noise this tensor in this round."""
+        raise NotImplementedError
 
-    def init(self, adapter: Adapter, seed: int, /) -> ServerState:
-        """The state before round 1.
+    def init(
+        self, adapter: Adapter, _seed: int, _base: BaseWeights = NO_WEIGHTS, /
+    ) -> ServerState:
+        """The state before round 1: by default the study's initial adapter.
 
         Args:
-            adapter: The study's initial adapter: A random, B zero.
+            adapter: A random, B zero.
             seed: Public; for rules that need random factors of their own.
+            base: The frozen weights, if the rule ``uses_base``.
         """
-        ...
+        return ServerState(adapter=adapter, round=0)
+
+    def start(self, received: Adapter, _site: SiteView, /) -> Adapter:
+        """What a site trains from; it has the names and shapes of ``received``."""
+        return received
+
+    def payload(
+        self, _received: Adapter, _start: Adapter, change: Tensors, /
+    ) -> Tensors:
+        """What enters the masked sum, float32; names and shapes as in ``shapes``.
+
+        Args:
+            received: What the coordinator sent.
+            start: What the site trained from.
+            change: Of every trained tensor, relative to ``start``, noised.
+        """
+        return {n: change[n] for n in change if not self.keeps(n)}
+
+    def shapes(self, adapter: Adapter, round_number: int, /) -> Shapes:
+        """Names and shapes of the payload in wire order, the same at all sites.
+
+        By default every trained tensor that is not kept.
+        """
+        names = trained_names(self, adapter, round_number)
+        return {n: adapter.tensors[n].shape for n in names if not self.keeps(n)}
+
+    def keeps(self, _tensor: str, /) -> bool:
+        """Whether a trained tensor stays at the site from round to round."""
+        return False
+
+    def kept(self, start: Adapter, change: Tensors, _site: SiteView, /) -> Tensors:
+        """What the site stores for its next round; by default what it ``keeps``."""
+        after = moved(start, change).tensors
+        return {name: after[name] for name in after if self.keeps(name)}
 
     def apply(
-        self, state: ServerState, mean_update: Tensors, round_number: int, /
+        self, state: ServerState, mean: Tensors, round_number: int, /
     ) -> ServerState:
-        """The state after a round.
+        """The state after a round; by default the mean is added.
 
         Args:
             state: The state that the sites trained from.
-            mean_update: The mean of the survivors' updates, with exactly the
-                tensors that the rule trains in this round.
-            round_number: Later than ``state.round``; a round that was
-                interrupted is skipped, not repeated.
+            mean: The mean of the survivors' payloads.
+            round_number: Later than ``state.round``; a round that was interrupted
+                is skipped, not repeated.
 
         Raises:
             ValueError: Tensors, shapes or the round are not those of this round.
             RoundAbortedError: The mean is not finite; nothing may be published.
         """
-        ...
+        self.check(state, mean, round_number)
+        return ServerState(moved(state.adapter, mean), round_number, state.memory)
+
+    def check(self, state: ServerState, mean: Tensors, round_number: int) -> None:
+        """Refuse a mean that is not one of this round; the first line of ``apply``.
+
+        Raises:
+            ValueError, RoundAbortedError: As ``apply``.
+        """
+        if round_number <= state.round:
+            raise ValueError(f"round {round_number} after round {state.round}")
+        expected = self.shapes(state.adapter, round_number)
+        if mean.keys() != expected.keys():
+            raise ValueError(
+                f"{self.name} sends {list(expected)} in round {round_number}, "
+                f"the mean holds {list(mean)}"
+            )
+        for name, shape in expected.items():
+            # Numpy would broadcast a wrong shape without a word.
+            if mean[name].shape != shape:
+                raise ValueError(f"{name}: {mean[name].shape} does not fit {shape}")
+            require_finite(name, mean[name], state.round)
 
 
 def trained_names(
     strategy: Strategy, adapter: Adapter, round_number: int
 ) -> tuple[str, ...]:
-    """The tensors that sites train and send in this round, in wire order."""
+    """The tensors that sites train in this round, in the adapter's order."""
     return tuple(
         name for name in adapter.tensors if strategy.trains(name, round_number)
     )
 
 
-def add_mean(
-    strategy: Strategy, state: ServerState, mean_update: Tensors, round_number: int
-) -> ServerState:
-    """Add the mean of the updates to the tensors that were trained."""
-    if round_number <= state.round:
-        raise ValueError(f"round {round_number} after round {state.round}")
-    expected = trained_names(strategy, state.adapter, round_number)
-    if mean_update.keys() != set(expected):
-        raise ValueError(
-            f"{strategy.name} trains {list(expected)} in round {round_number}, "
-            f"the mean holds {list(mean_update)}"
-        )
-    changed = {}
-    for name in expected:
-        old, change = state.adapter.tensors[name], mean_update[name]
-        # Numpy would broadcast a wrong shape without a word.
-        if old.shape != change.shape:
-            raise ValueError(f"{name}: {change.shape} does not fit {old.shape}")
-        new = (old + change).astype(np.float32)
-        if not np.isfinite(new).all():
-            raise RoundAbortedError(
-                "aggregate",
-                (),
-                f"{name} is not finite; the adapter of round {state.round} stays",
-            )
-        changed[name] = new
-    return ServerState(adapter=state.adapter.replaced(changed), round=round_number)
+def sent_names(
+    strategy: Strategy, adapter: Adapter, round_number: int
+) -> tuple[str, ...]:
+    """What enters the sum in this round, in wire order."""
+    return tuple(strategy.shapes(adapter, round_number))
+
+
+def moved(adapter: Adapter, change: Tensors) -> Adapter:
+    """The adapter with changes added, float32.
+
+    Raises:
+        RoundAbortedError: A number is not finite.
+    """
+    after = {}
+    for name, value in change.items():
+        after[name] = (adapter.tensors[name] + value).astype(np.float32)
+        require_finite(name, after[name], None)
+    return adapter.replaced(after)
+
+
+def require_finite(
+    name: str, value: NDArray[np.floating[Any]], standing: int | None
+) -> None:
+    """Raise unless all numbers are finite.
+
+    Raises:
+        RoundAbortedError: They are not; the adapter of the last round stands.
+    """
+    if not np.isfinite(value).all():
+        stays = "" if standing is None else f"; the adapter of round {standing} stays"
+        raise RoundAbortedError("aggregate", (), f"{name} is not finite{stays}")

@@ -13,33 +13,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secfed.strategies.base import HEAD, Needs, ServerState, add_mean
-from secfed.types import LORA_A, LORA_B, Adapter, Tensors
+from secfed.strategies.base import HEAD, Strategy
+from secfed.types import LORA_A, LORA_B
 
 __all__ = ["FedAvg"]
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Strategy):
     """Sites train both factors; the coordinator averages each."""
 
     name: ClassVar[str] = "fedavg"
     title: ClassVar[str] = "train A and B, average each factor"
     reference: ClassVar[str] = "McMahan et al. 2016; FedIT, Zhang et al., ICASSP 2024"
     exact: ClassVar[bool] = False
-    needs: ClassVar[Needs] = "sum"
-    refusal: ClassVar[str] = ""
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """Both factors and the head, in every round."""
         return tensor.endswith((LORA_A, LORA_B)) or tensor.startswith(HEAD)
-
-    def init(self, adapter: Adapter, _seed: int, /) -> ServerState:
-        """Start from the study's initial adapter."""
-        return ServerState(adapter=adapter, round=0)
-
-    def apply(
-        self, state: ServerState, mean_update: Tensors, round_number: int, /
-    ) -> ServerState:
-        """Add the mean update; see ``Strategy.apply``."""
-        return add_mean(self, state, mean_update, round_number)

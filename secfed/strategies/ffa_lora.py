@@ -12,33 +12,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secfed.strategies.base import HEAD, Needs, ServerState, add_mean
-from secfed.types import LORA_B, Adapter, Tensors
+from secfed.strategies.base import HEAD, Strategy
+from secfed.types import LORA_B
 
 __all__ = ["FfaLora"]
 
 
 @dataclass(frozen=True)
-class FfaLora:
+class FfaLora(Strategy):
     """Sites train B; A stays as it was initialised."""
 
     name: ClassVar[str] = "ffa-lora"
     title: ClassVar[str] = "train B only; A is random, shared and frozen"
     reference: ClassVar[str] = "Sun et al., ICLR 2024 (arXiv 2403.12313)"
-    exact: ClassVar[bool] = True
-    needs: ClassVar[Needs] = "sum"
-    refusal: ClassVar[str] = ""
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """B and the head, in every round."""
         return tensor.endswith(LORA_B) or tensor.startswith(HEAD)
-
-    def init(self, adapter: Adapter, _seed: int, /) -> ServerState:
-        """Start from the study's initial adapter."""
-        return ServerState(adapter=adapter, round=0)
-
-    def apply(
-        self, state: ServerState, mean_update: Tensors, round_number: int, /
-    ) -> ServerState:
-        """Add the mean update; see ``Strategy.apply``."""
-        return add_mean(self, state, mean_update, round_number)

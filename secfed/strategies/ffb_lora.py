@@ -18,28 +18,27 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from secfed.strategies.base import HEAD, Needs, ServerState, add_mean
-from secfed.types import LORA_A, LORA_B, Adapter, Tensors
+from secfed.strategies.base import HEAD, NO_WEIGHTS, BaseWeights, ServerState, Strategy
+from secfed.types import LORA_A, LORA_B, Adapter
 
 __all__ = ["FfbLora"]
 
 
 @dataclass(frozen=True)
-class FfbLora:
+class FfbLora(Strategy):
     """Sites train A; B stays as it was initialised."""
 
     name: ClassVar[str] = "ffb-lora"
     title: ClassVar[str] = "train A only; B is random, shared and frozen"
     reference: ClassVar[str] = "ablation of Sun et al., ICLR 2024 (arXiv 2403.12313)"
-    exact: ClassVar[bool] = True
-    needs: ClassVar[Needs] = "sum"
-    refusal: ClassVar[str] = ""
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """A and the head, in every round."""
         return tensor.endswith(LORA_A) or tensor.startswith(HEAD)
 
-    def init(self, adapter: Adapter, seed: int, /) -> ServerState:
+    def init(
+        self, adapter: Adapter, seed: int, _base: BaseWeights = NO_WEIGHTS, /
+    ) -> ServerState:
         """Start from A = 0 and B drawn from the public seed."""
         factors: dict[str, NDArray[np.float32]] = {}
         for module in adapter.modules():
@@ -47,12 +46,6 @@ class FfbLora:
             factors[module + LORA_A] = np.zeros_like(a)
             factors[module + LORA_B] = _draw(seed, module, b.shape)
         return ServerState(adapter=adapter.replaced(factors), round=0)
-
-    def apply(
-        self, state: ServerState, mean_update: Tensors, round_number: int, /
-    ) -> ServerState:
-        """Add the mean update; see ``Strategy.apply``."""
-        return add_mean(self, state, mean_update, round_number)
 
 
 def _draw(seed: int, module: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

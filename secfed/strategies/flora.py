@@ -14,20 +14,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secfed.errors import StudyError
-from secfed.strategies.base import HEAD, Needs, ServerState
-from secfed.types import LORA_A, LORA_B, Adapter, Tensors
+from secfed.strategies.base import HEAD, Needs, ServerState, Strategy
+from secfed.types import LORA_A, LORA_B, Tensors
 
 __all__ = ["Flora"]
 
 
 @dataclass(frozen=True)
-class Flora:
+class Flora(Strategy):
     """Listed so that a study that names it learns why it is refused."""
 
     name: ClassVar[str] = "flora"
     title: ClassVar[str] = "stack every site's A and B (refused: needs single updates)"
     reference: ClassVar[str] = "FLoRA, Wang et al. 2024 (arXiv 2409.05976)"
-    exact: ClassVar[bool] = True
     needs: ClassVar[Needs] = "singles"
     refusal: ClassVar[str] = (
         "it stacks the factors of every site, so the coordinator would have to see "
@@ -37,10 +36,6 @@ class Flora:
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """Both factors and the head, in every round."""
         return tensor.endswith((LORA_A, LORA_B)) or tensor.startswith(HEAD)
-
-    def init(self, adapter: Adapter, _seed: int, /) -> ServerState:
-        """Start from the study's initial adapter."""
-        return ServerState(adapter=adapter, round=0)
 
     def apply(
         self, _state: ServerState, _mean_update: Tensors, _round_number: int, /

@@ -12,34 +12,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secfed.strategies.base import HEAD, Needs, ServerState, add_mean
-from secfed.types import LORA_A, LORA_B, Adapter, Tensors
+from secfed.strategies.base import HEAD, Strategy
+from secfed.types import LORA_A, LORA_B
 
 __all__ = ["RoLora"]
 
 
 @dataclass(frozen=True)
-class RoLora:
+class RoLora(Strategy):
     """Sites train B in odd rounds and A in even rounds."""
 
     name: ClassVar[str] = "rolora"
     title: ClassVar[str] = "train B in odd rounds, A in even rounds"
     reference: ClassVar[str] = "RoLoRA, Chen et al. 2024 (arXiv 2502.01755)"
-    exact: ClassVar[bool] = True
-    needs: ClassVar[Needs] = "sum"
-    refusal: ClassVar[str] = ""
 
     def trains(self, tensor: str, round_number: int, /) -> bool:
         """The active factor and the head."""
         active = LORA_B if round_number % 2 else LORA_A
         return tensor.endswith(active) or tensor.startswith(HEAD)
-
-    def init(self, adapter: Adapter, _seed: int, /) -> ServerState:
-        """Start from the study's initial adapter."""
-        return ServerState(adapter=adapter, round=0)
-
-    def apply(
-        self, state: ServerState, mean_update: Tensors, round_number: int, /
-    ) -> ServerState:
-        """Add the mean update; see ``Strategy.apply``."""
-        return add_mean(self, state, mean_update, round_number)

@@ -56,6 +56,12 @@ class Study(Table):
         self._check_cohort()
         self._check_units()
         self._check_nominal_units()
+        for site in self.adapter.ranks or {}:
+            if site not in self.sites:
+                raise ContradictionError(
+                    "adapter.ranks",
+                    f"unknown site {site!r}; {nearest(site, self.sites)}",
+                )
         if self.data.labels is not None:
             self._check_class_weights(self.data.labels)
         if self.compare is not None:

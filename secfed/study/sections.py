@@ -243,6 +243,8 @@ class AdapterSection(Table):
     lora_alpha: Positive
     target_modules: Texts = ("query", "value")
     layers: Annotated[int, Field(ge=0)] = 0
+    # Of sites that train at a smaller rank than r, for rules that allow it.
+    ranks: Mapping[str, Annotated[int, Field(ge=1)]] | None = None
     head_init: Literal["names", "zero"] = "zero"
     seed: Seed = 0
 
@@ -251,6 +253,9 @@ class AdapterSection(Table):
         if not self.target_modules:
             raise ContradictionError("target_modules", "name at least one module")
         _require_unique("target_modules", self.target_modules)
+        for site, rank in (self.ranks or {}).items():
+            if rank > self.r:
+                raise ContradictionError(f"ranks.{site}", f"is above r = {self.r}")
         return self
 
 

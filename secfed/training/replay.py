@@ -12,6 +12,7 @@ from torch import nn
 
 from secfed.study.sections import TrainingSection
 from secfed.training.optimizers import make_optimizer
+from secfed.training.ranks import cut_gradients
 from secfed.types import Adapter, Tensors
 
 __all__ = ["Replay"]
@@ -34,10 +35,11 @@ class Replay:
         }
         self.optimizer = make_optimizer(self.shadows, settings, learning_rate)
 
-    def step(self, gradients: Sequence[torch.Tensor]) -> None:
+    def step(self, gradients: Sequence[torch.Tensor], rank: int | None = None) -> None:
         """One step with these gradients instead of the noisy ones."""
         for shadow, gradient in zip(self.shadows.values(), gradients, strict=True):
             shadow.grad = gradient.clone()
+        cut_gradients(self.shadows, rank)
         self.optimizer.step()
 
     def change(self, adapter: Adapter) -> Tensors:

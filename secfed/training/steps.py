@@ -16,6 +16,7 @@ from secfed.training.gradients import OpacusGradients, RecordGradients
 from secfed.training.losses import ClassificationLoss, RecordLoss
 from secfed.training.optimizers import make_optimizer
 from secfed.training.preflight import preflight
+from secfed.training.ranks import cut_gradients
 from secfed.training.records import PrivateRecords, micro_batches
 from secfed.training.replay import Replay
 from secfed.training.selftest import FrozenWeights, check_independence, check_moved
@@ -100,6 +101,7 @@ def train_privately(
     stream: RandomStream,
     *,
     loss: RecordLoss | None = None,
+    rank: int | None = None,
     keep_noiseless: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LocalUpdate:
@@ -122,6 +124,8 @@ def train_privately(
         learning_rate: For the LoRA factors; the head has its own.
         stream: The site's cryptographic randomness for this round.
         loss: One number per record; unweighted cross-entropy by default.
+        rank: Of this site; both factors stay zero beyond it. None: that of the
+            tensors.
         keep_noiseless: Also replay the steps without noise (simulation only).
         progress: Called with (steps done, steps in all).
 
@@ -145,8 +149,9 @@ def train_privately(
         for step in range(1, plan.steps_per_round + 1):
             _sum_batch(gradients, loss, records, plan, stream, total)
             if replay is not None:
-                replay.step(total.clean())
+                replay.step(total.clean(), rank)
             total.release(stream)
+            cut_gradients(chosen, rank)
             optimizer.step()
             # 4
             if step in {1, plan.steps_per_round}:

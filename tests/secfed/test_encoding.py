@@ -14,9 +14,8 @@ from small import make_plan, study_values
 
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.encoding import codec_for, ring_bits_for, step_size
-from secfed.runtime.local import _learning_rate, _settings
 from secfed.runtime.record import Arm
-from secfed.strategies import get_strategy, trained_names
+from secfed.runtime.site_training import learning_rate_of, settings_of
 from secfed.study import Study, load_study_dict
 from secfed.types import Adapter
 
@@ -54,9 +53,7 @@ def plans_of(study: Study, sigma: float = 0.7) -> dict[str, PrivacyPlan]:
 
 
 def codec_of(study: Study, number: int = 1, *, private: bool = True):
-    strategy = get_strategy(study.training.method)
-    trains = trained_names(strategy, ADAPTER, number)
-    return codec_for(study, plans_of(study), ADAPTER, trains, number, private=private)
+    return codec_for(study, plans_of(study), ADAPTER, number, private=private)
 
 
 def width(study: Study, *, private: bool = True) -> int:
@@ -72,9 +69,9 @@ def test_step_sizes_are_those_of_training(method):
     arm = Arm(method, study)
     for name in SHAPES:
         if name.startswith("head."):
-            assert step_size(study, name) == _settings(arm).head_learning_rate
+            assert step_size(study, name) == settings_of(arm).head_learning_rate
         elif method != "head-only":
-            assert step_size(study, name) == _learning_rate(arm)
+            assert step_size(study, name) == learning_rate_of(arm)
 
 
 def test_each_tensor_has_its_step_size_as_scale():
@@ -137,19 +134,18 @@ class Bytes:
 
 def test_more_noise_or_more_steps_make_a_wider_range():
     study = make_study()
-    trains = ("m.lora_B", "head.weight")
 
     def value_range(sigma: float, steps: int) -> float:
         plans = {
             name: make_plan(2000, 256, noise_multiplier=sigma, steps_per_round=steps)
             for name in study.sites
         }
-        return codec_for(study, plans, ADAPTER, trains, 1, private=True).value_range
+        return codec_for(study, plans, ADAPTER, 1, private=True).value_range
 
     assert value_range(0.7, 1) < value_range(7.0, 1) < value_range(7.0, 4)
     # One site with more noise than the others decides.
     plans = plans_of(study) | {"site-2": make_plan(2000, 256, noise_multiplier=9.0)}
-    codec = codec_for(study, plans, ADAPTER, trains, 1, private=True)
+    codec = codec_for(study, plans, ADAPTER, 1, private=True)
     assert codec.value_range == value_range(9.0, 1)
 
 
@@ -208,8 +204,7 @@ def test_sixteen_bits_are_chosen_only_where_noise_hides_the_rounding(
     bits = ring_bits_for(study, plans, ADAPTER, private=True)
     std = math.sqrt(steps) * sigma / 256
     for number in (1, 2):
-        trains = trained_names(get_strategy(method), ADAPTER, number)
-        codec = codec_for(study, plans, ADAPTER, trains, number, private=True)
+        codec = codec_for(study, plans, ADAPTER, number, private=True)
         assert codec.ring_bits == bits
         if bits == 16:
             # Rounding adds at most step**2 / 4 to the variance: one per cent.

@@ -14,15 +14,18 @@ import pytest
 import torch
 from small import EXAMPLE
 
-from secfed.adapters import load_adapter, save_adapter, save_release
+from secfed.adapters import load_adapter, save_adapter
 from secfed.data import StudyData
 from secfed.errors import ModelError
 from secfed.evaluation import evaluate, predict
 from secfed.models import find_model, load_base_model, padded_batches
+from secfed.release import plain_lora, save_release
 from secfed.runtime.setup import Prepared
 from secfed.study import Study
 from secfed.study.sections import ModelSection
-from secfed.types import Adapter
+from secfed.training import ClassificationLoss, PrivateRecords
+from secfed.training.gradients import OpacusGradients
+from secfed.types import LORA_A, LORA_B, LORA_R, MERGED, Adapter
 
 # Refusals; none of them loads a model.
 
@@ -203,9 +206,16 @@ np.save(out, logits.numpy())
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", ["factors", "core", "folded"])
 def test_release_loads_with_plain_peft_in_a_fresh_process(
-    prepared: Prepared, data: StudyData, study: Study, busy: Adapter, tmp_path: Path
+    prepared: Prepared,
+    data: StudyData,
+    study: Study,
+    busy: Adapter,
+    tmp_path: Path,
+    more: str,
 ) -> None:
+    busy = extended(busy, more)
     folder = tmp_path / "adapter"
     save_release(prepared.model, busy, str(study.model.package), folder)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -235,3 +245,103 @@ def test_release_loads_with_plain_peft_in_a_fresh_process(
     )
     expected = predict(prepared.model, busy, prepared.holdout)[:24]
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-4)
+
+
+# Cores between the factors, and changes folded into the base.
+
+
+def extended(adapter: Adapter, more: str) -> Adapter:
+    """The adapter with a core, with folded changes of rank 20, or as it is."""
+    rng = np.random.default_rng(3)
+    added = {}
+    for module in adapter.modules() if more != "factors" else ():
+        d, r = adapter.tensors[module + LORA_B].shape
+        k = adapter.tensors[module + LORA_A].shape[1]
+        if more == "core":
+            added[module + LORA_R] = rng.normal(size=(r, r)).astype(np.float32)
+        else:
+            low = rng.normal(size=(d, 20)) @ rng.normal(size=(20, k))
+            added[module + MERGED] = (2e-3 * low).astype(np.float32)
+    return adapter.with_tensors(added)
+
+
+@pytest.mark.parametrize("more", ["core", "folded"])
+def test_the_model_computes_with_the_change_that_the_adapter_states(
+    prepared: Prepared, busy: Adapter, more: str
+) -> None:
+    adapter = extended(busy, more)
+    plain = plain_lora(adapter)
+    for module in adapter.modules():
+        scale = np.abs(adapter.delta(module)).max()
+        np.testing.assert_allclose(
+            plain.delta(module), adapter.delta(module), atol=1e-5 * scale
+        )
+    bare = busy.replaced(
+        {n: np.zeros_like(v) for n, v in busy.tensors.items() if n.endswith(LORA_B)}
+    )
+    # The same change, written into the frozen weights by hand.
+    dense = bare.with_tensors(
+        {m + MERGED: adapter.delta(m).astype(np.float32) for m in adapter.modules()}
+    )
+    got = predict(prepared.model, adapter, prepared.holdout)
+    np.testing.assert_allclose(
+        predict(prepared.model, dense, prepared.holdout), got, atol=2e-4
+    )
+    assert not np.allclose(predict(prepared.model, busy, prepared.holdout), got)
+
+
+def test_what_was_added_is_taken_out_again(prepared: Prepared, busy: Adapter) -> None:
+    prepared.model.write(busy.tensors)
+    names = [name for name, _ in prepared.model.network.named_parameters()]
+    before = prepared.model.base_weights()
+    for more in ("folded", "core", "folded"):
+        prepared.model.write(extended(busy, more).tensors)
+    weights = prepared.model.base_weights()  # Those below what is folded in.
+    assert all(np.array_equal(before[m], weights[m]) for m in before)
+    prepared.model.write(busy.tensors)
+    assert [n for n, _ in prepared.model.network.named_parameters()] == names
+    after = prepared.model.base_weights()
+    assert all(before[m].tobytes() == after[m].tobytes() for m in before)
+
+
+def test_a_core_is_trained_privately_alone(
+    prepared: Prepared, busy: Adapter, everybody: PrivateRecords
+) -> None:
+    adapter = extended(busy, "core")
+    prepared.model.write(adapter.tensors)
+    cores = [name for name in adapter.tensors if name.endswith(LORA_R)]
+    chosen = prepared.model.set_trainable(cores)
+    loss = ClassificationLoss()
+    rows = np.arange(3)
+    with OpacusGradients(prepared.model, chosen) as gradients:
+        found = gradients(loss, everybody.batch(rows))
+    for row in rows:
+        prepared.model.zero_grad()
+        alone = everybody.batch(rows[row : row + 1])
+        loss(prepared.model, *alone).sum().backward()
+        for parameter, each in zip(chosen.values(), found, strict=True):
+            assert parameter.grad is not None
+            scale = float(parameter.grad.abs().max())
+            assert scale > 0
+            torch.testing.assert_close(
+                each[row], parameter.grad, atol=0.02 * scale, rtol=0.02
+            )
+            assert not torch.allclose(
+                each[row], parameter.grad * 1.1, atol=0.02 * scale, rtol=0.02
+            )
+        prepared.model.zero_grad()
+
+
+def test_folding_into_something_else_is_refused(
+    prepared: Prepared, busy: Adapter
+) -> None:
+    module = busy.modules()[0]
+    with pytest.raises(ModelError, match="nothing can be folded"):
+        prepared.model.write(
+            {**busy.tensors, "elsewhere.merged": np.ones((2, 2), np.float32)}
+        )
+    with pytest.raises(ModelError, match="shape"):
+        prepared.model.write(
+            {**busy.tensors, module + MERGED: np.ones((2, 2), np.float32)}
+        )
+    prepared.model.write(busy.tensors)

@@ -29,7 +29,7 @@ from protocols.errors import (
 from protocols.keys import generate_identity
 from protocols.ring import RingVector
 from protocols.secagg.server import Suspicion
-from secfed.client import BudgetGuard, NoGuard, Site, SiteRound
+from secfed.client import BudgetGuard, Contribution, NoGuard, Site, SiteRound
 from secfed.codec import Codec
 from secfed.data import StudyData
 from secfed.errors import (
@@ -88,11 +88,12 @@ class Game:
                 for name in TRAINS
             }
 
-    def train(self, site: Site) -> LocalUpdate:
+    def train(self, site: Site) -> Contribution:
         self.trained.append(site.name)
         if site.name in self.fail:
             raise self.fail[site.name]
-        return LocalUpdate(change=self.updates[site.name], noiseless=None, steps=1)
+        change = self.updates[site.name]
+        return Contribution(LocalUpdate(change, noiseless=None, steps=1), change)
 
     def play(
         self,
@@ -105,7 +106,6 @@ class Game:
             sites or invented_sites(),
             guards or {name: NoGuard() for name in NAMES},
             Adapter({n: np.ones(s, np.float32) for n, s in SHAPES.items()}, 2.0),
-            TRAINS,
             self.train,
             number,
             DIGEST,
@@ -229,7 +229,7 @@ def test_a_private_round_in_every_ring(
     assert result.result.saturated == 0
     plans = {name: site.plan for name, site in sites.items()}
     adapter = Adapter({n: np.ones(s, np.float32) for n, s in SHAPES.items()}, 2.0)
-    codec = codec_for(game.study, plans, adapter, TRAINS, 1, private=True)
+    codec = codec_for(game.study, plans, adapter, 1, private=True)
     assert codec.ring_bits == result.result.total.itemsize * 8 == width
     assert result.result.total.shape == (codec.length,)
     # The adapters' step size is 3, the head's is 60.
@@ -355,7 +355,7 @@ def test_the_coordinator_sees_no_encoding_text_or_label(
     received: list[bytes] = []
     changes: dict[str, Any] = {}
 
-    def train(site: Site) -> LocalUpdate:
+    def train(site: Site) -> Contribution:
         update = train_privately(
             prepared.model,
             prepared.start,
@@ -367,14 +367,13 @@ def test_the_coordinator_sees_no_encoding_text_or_label(
             random_stream(study, "scan", "1", site.name, "training"),
         )
         changes[site.name] = update.change
-        return update
+        return Contribution(update, update.change)
 
     result = play_round(
         study,
         sites,
         {name: BudgetGuard(budgets[name], "run") for name in sites},
         prepared.start,
-        trains,
         train,
         1,
         prepared.base.digest,
@@ -386,7 +385,7 @@ def test_the_coordinator_sees_no_encoding_text_or_label(
     assert result.bytes_up == sum(map(len, received))
     # 1. The encodings: drawn again, and really those that were summed.
     plans = {name: site.plan for name, site in sites.items()}
-    codec = codec_for(study, plans, prepared.start, trains, 1, private=True)
+    codec = codec_for(study, plans, prepared.start, 1, private=True)
     encoded = encodings(study, changes, codec, "scan")
     total = np.zeros_like(result.result.total)
     for name in result.result.survivors:

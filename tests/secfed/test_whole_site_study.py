@@ -41,13 +41,15 @@ from secfed.privacy.plan import Unit
 from secfed.report.plain import describe_protection
 from secfed.report.reading import read_run
 from secfed.runtime.encoding import codec_for, ring_bits_for
-from secfed.runtime.local import _train, run_arm
+from secfed.runtime.kept import KeptTensors
+from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.receipts import reconcile
 from secfed.runtime.record import Arm, ArmRecord
 from secfed.runtime.setup import Prepared, plan_sites
+from secfed.runtime.site_training import contribute
 from secfed.statement import StatementContext, build_statement
-from secfed.strategies import get_strategy, trained_names
+from secfed.strategies import get_strategy
 from secfed.study import Study, load_study_dict
 from secfed.verify import verify_run
 
@@ -109,8 +111,7 @@ def test_a_round_is_one_release_whatever_is_trained_inside(whole: Study) -> None
 def coded(study: Study, sigma: float) -> tuple[Any, dict[str, Any]]:
     plan = replace(plan_for(study, 2000), noise_multiplier=sigma)
     plans = dict.fromkeys(study.sites, plan)
-    trains = trained_names(get_strategy(study.training.method), ADAPTER, 1)
-    return codec_for(study, plans, ADAPTER, trains, 1, private=True), plans
+    return codec_for(study, plans, ADAPTER, 1, private=True), plans
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -573,7 +574,7 @@ def test_a_run_clips_and_noises_the_whole_update_and_charges_a_person(
 
 @pytest.mark.parametrize("kind", ["private", "non-private"])
 def test_every_arm_trains_with_the_studys_steps(
-    prepared_whole: Prepared, kind: str
+    prepared_whole: Prepared, kind: str, tmp_path: Path
 ) -> None:
     """A plan of one sum a round must not become a baseline of one step."""
 
@@ -593,9 +594,9 @@ def test_every_arm_trains_with_the_studys_steps(
         )
         strategy = get_strategy(study.training.method)
         start = strategy.init(prepared_whole.start, 0)
-        trains = trained_names(strategy, start.adapter, 1)
         arm = Arm(name="x", study=study, kind=kind)
-        return _train(arm, prepared_whole, site, start, trains, 1)  # type: ignore[arg-type]
+        kept = KeptTensors(tmp_path / str(steps))
+        return contribute(arm, prepared_whole, strategy, site, start, 1, kept).update
 
     one, three = change(1), change(3)
     assert one.noiseless is not None

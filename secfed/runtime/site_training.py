@@ -1,0 +1,105 @@
+"""One site's local training in a round, and what of it enters the sum."""
+
+from __future__ import annotations
+
+from secfed.client import Contribution, Site
+from secfed.report.results import HEAD_ONLY
+from secfed.runtime.kept import KeptTensors
+from secfed.runtime.record import Arm
+from secfed.runtime.setup import Prepared, random_stream
+from secfed.strategies.base import ServerState, SiteView, Strategy, trained_names
+from secfed.study.sections import TrainingSection
+from secfed.training import (
+    LocalUpdate,
+    train_privately,
+    train_whole_site,
+    train_without_privacy,
+)
+from secfed.types import Adapter
+
+__all__ = ["contribute", "learning_rate_of", "settings_of", "view_of"]
+
+
+def contribute(
+    arm: Arm,
+    prepared: Prepared,
+    strategy: Strategy,
+    site: Site,
+    before: ServerState,
+    round_number: int,
+    kept: KeptTensors,
+) -> Contribution:
+    """Train from what the rule makes of the received adapter.
+
+    1. the rule's start at this site; 2. local training; 3. what stays, durable before
+    anything is sent; 4. what is sent.
+    """
+    view = view_of(arm, site.name, kept, round_number)
+    start = strategy.start(before.adapter, view)
+    trains = trained_names(strategy, before.adapter, round_number)
+    update = _train(arm, prepared, site, start, trains, view)
+    kept.write(round_number, strategy.kept(start, update.change, view))
+    payload = strategy.payload(before.adapter, start, update.change)
+    return Contribution(update=update, payload=payload)
+
+
+def view_of(arm: Arm, site: str, kept: KeptTensors, round_number: int) -> SiteView:
+    """What the rule may know at one site when a round begins."""
+    ranks = arm.study.adapter.ranks or {}
+    return SiteView(
+        rank=ranks.get(site), kept=kept.before(round_number), round=round_number
+    )
+
+
+def _train(
+    arm: Arm,
+    prepared: Prepared,
+    site: Site,
+    start: Adapter,
+    trains: tuple[str, ...],
+    view: SiteView,
+) -> LocalUpdate:
+    stream = random_stream(arm.study, arm.name, str(view.round), site.name, "training")
+    if not arm.private:
+        return train_without_privacy(
+            prepared.model,
+            start,
+            trains,
+            site.records,
+            settings_of(arm),
+            site.plan.nominal_units,
+            stream,
+            loss=prepared.loss,
+        )
+    private = train_whole_site if site.plan.unit == "site" else train_privately
+    return private(
+        prepared.model,
+        start,
+        trains,
+        site.records,
+        site.plan,
+        settings_of(arm),
+        learning_rate_of(arm),
+        stream,
+        loss=prepared.loss,
+        rank=view.rank,
+        keep_noiseless=True,
+    )
+
+
+def settings_of(arm: Arm) -> TrainingSection:
+    """The study's settings; the head alone may have a rate of its own.
+
+    A rate tuned for a head beside adapters would be unfair to the head alone
+    (PITFALLS 15).
+    """
+    training = arm.study.training
+    if training.method != HEAD_ONLY:
+        return training
+    rate = training.learning_rate.get(HEAD_ONLY, training.head_learning_rate)
+    return training.model_copy(update={"head_learning_rate": rate})
+
+
+def learning_rate_of(arm: Arm) -> float:
+    """The rate of the LoRA factors; a rule that trains none has no entry."""
+    return arm.study.training.learning_rate.get(arm.study.training.method, 0.0)
