@@ -66,8 +66,8 @@ class Plan:
     checked_records: int  # in the batch on which gradients are compared
 
 
-_ENCODER = Size(records=2048, batch=256, steps=1, repetitions=3)
-_CAUSAL = Size(records=512, batch=64, steps=1, repetitions=3)
+_ENCODER = Size(records=2048, batch=128, steps=4, repetitions=5)
+_CAUSAL = Size(records=512, batch=64, steps=4, repetitions=3)
 _SMALL = Shape(hidden=384, layers=8, heads=6, vocabulary=30_522)
 _GPU = Case(
     model="causal",
@@ -84,8 +84,11 @@ FULL: Final = Plan(
             for layers in (0, 2)
             for method in ("fedavg", "ffa-lora")
         ),
-        Case("causal", "fedavg", 0, _CAUSAL, _SMALL),
-        Case("causal", "ffa-lora", 4, _CAUSAL, _SMALL),
+        *(
+            Case("causal", method, layers, _CAUSAL, _SMALL)
+            for layers in (0, 4)
+            for method in ("fedavg", "ffa-lora")
+        ),
     ),
     memory=(
         Case("encoder", "fedavg", 0, _ENCODER),
