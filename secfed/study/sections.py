@@ -33,7 +33,16 @@ __all__ = [
     "check_method",
 ]
 
-METHODS: Final = ("fedavg", "ffa-lora", "ffb-lora", "rolora", "head-only")
+METHODS: Final = (
+    "fedavg",
+    "ffa-lora",
+    "ffb-lora",
+    "fedsa-lora",
+    "fedsa-lora-b",
+    "rolora",
+    "local",
+    "head-only",
+)
 """Aggregation methods that a masked study can name."""
 
 REFUSED_METHODS: Final[Mapping[str, str]] = {

@@ -76,9 +76,10 @@ def small_study(
     return study.model_copy(update={"simulation": simulation})
 
 
-def small_policy(max_epsilon: float = 30.0) -> SitePolicy:
+def small_policy(max_epsilon: float = 30.0, *methods: str) -> SitePolicy:
     values = tomllib.loads((EXAMPLE / "site.toml").read_text("utf-8"))
     values.update(min_units=10, max_epsilon=max_epsilon)
+    values["allowed_methods"] += methods
     return SitePolicy.model_validate(values)
 
 
