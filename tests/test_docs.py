@@ -26,7 +26,8 @@ DOCUMENTS = (
     "docs/decisions/0002-sgd-under-dp.md",
     "docs/decisions/0003-budget-anchor.md",
     "docs/decisions/0004-site-as-unit.md",
-    "docs/decisions/0004-site-as-unit.md",
+    "docs/decisions/0005-rules-and-payloads.md",
+    "examples/lora_aggregation/README.md",
     "docs/formal/README.md",
 )
 
