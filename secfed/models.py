@@ -17,7 +17,6 @@ of the token logits over the attention mask are the sequence logits).
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secfed.errors import ModelError
+from secfed.model_files import WEIGHTS, find_model
 from secfed.study.sections import ModelSection
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "padded_batches",
 ]
 
-WEIGHTS = "model.safetensors"
 _PREFIX_BATCH_TOKENS = 8192
 
 
@@ -106,30 +105,6 @@ def assert_module_list(layers: object) -> None:
             "the base model's encoder has no list of layers that secfed knows; "
             "BERT-like encoders are supported"
         )
-
-
-def find_model(section: ModelSection, base_dir: Path) -> Path:
-    """The folder of the model that a study names; nothing is imported.
-
-    Raises:
-        ModelError: The package is not installed or the folder has no weights.
-    """
-    if section.path is not None:
-        folder = (base_dir / section.path).resolve()
-    else:
-        package = str(section.package)
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError(
-                f"the package {package!r} that carries the base model is not "
-                "installed; `make setup` installs it, or set [model] path to a "
-                "folder with the weights"
-            )
-        folder = Path(next(iter(spec.submodule_search_locations)))
-        folder = folder / (section.subfolder or "")
-    if not (folder / WEIGHTS).is_file():
-        raise ModelError(f"{folder}: no {WEIGHTS} there; only safetensors are loaded")
-    return folder
 
 
 def load_base_model(

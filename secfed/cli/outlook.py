@@ -170,7 +170,7 @@ def numbers_sent(study: Study, base_dir: Path) -> int | None:
     The sizes follow from the base model's configuration, whose weights are not
     read. None where the model is not here or its projections are not square.
     """
-    from secfed.models import find_model  # noqa: PLC0415
+    from secfed.model_files import find_model  # noqa: PLC0415
     from secfed.strategies import get_strategy  # noqa: PLC0415
     from secfed.strategies.base import HEAD  # noqa: PLC0415
     from secfed.types import LORA_A, LORA_B  # noqa: PLC0415
