@@ -8,6 +8,24 @@ from secfed.amplification.closed_forms import (
     closed_form_mean_of_products,
     sgd_noise_std,
 )
+from secfed.amplification.curves import (
+    AXES,
+    AXIS_NAMES,
+    HELD,
+    PARTS,
+    Axis,
+    Curve,
+    noise_curve,
+    usual_values,
+    with_value,
+)
+from secfed.amplification.expectation import (
+    InitialLaw,
+    Setting,
+    expected_each_round,
+    expected_in_all,
+)
+from secfed.amplification.forms import Energy, Factors, RoundNoise
 from secfed.amplification.measurement import (
     ModuleNoise,
     NoiseReport,
@@ -15,15 +33,38 @@ from secfed.amplification.measurement import (
     product_norm_squared,
     sum_of_products_norm_squared,
 )
+from secfed.amplification.rules import NO_CLOSED_FORM, REFERENCE, RULES, NoiseRule
+from secfed.amplification.subspace import subspace_motion
 
 __all__ = [
+    "AXES",
+    "AXIS_NAMES",
+    "HELD",
+    "NO_CLOSED_FORM",
+    "PARTS",
+    "REFERENCE",
+    "RULES",
+    "Axis",
+    "Curve",
+    "Energy",
+    "Factors",
+    "InitialLaw",
     "ModuleNoise",
     "NoiseLevels",
     "NoiseReport",
+    "NoiseRule",
+    "RoundNoise",
+    "Setting",
     "closed_form",
     "closed_form_mean_of_products",
+    "expected_each_round",
+    "expected_in_all",
     "measure",
+    "noise_curve",
     "product_norm_squared",
     "sgd_noise_std",
+    "subspace_motion",
     "sum_of_products_norm_squared",
+    "usual_values",
+    "with_value",
 ]
