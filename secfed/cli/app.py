@@ -9,6 +9,7 @@ from typing import Final, TextIO
 import typer
 
 from secfed.cli import budgets, evidence, planning, runs
+from secfed.cli.amplification import amplification
 from secfed.cli.output import SecfedGroup, tell
 
 __all__ = ["app", "main"]
@@ -41,6 +42,7 @@ app.command("compare")(runs.compare)
 app.command("resume")(runs.resume)
 app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
+app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
 app.command("strategies")(evidence.strategies)
 app.command("verify")(evidence.verify)
