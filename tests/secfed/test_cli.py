@@ -48,6 +48,7 @@ COMMANDS = (
     "resume",
     "report",
     "plan",
+    "amplification",
     "budget",
     "strategies",
     "verify",
