@@ -22,6 +22,7 @@ __all__ = [
     "CodecError",
     "DataError",
     "LedgerError",
+    "MatrixError",
     "ModelError",
     "PlanError",
     "PolicyError",
@@ -78,6 +79,10 @@ class RunDirectoryError(SecfedError):
 
 class CodecError(SecfedError):
     """An update cannot be encoded: NaN, infinity, shape or headroom."""
+
+
+class MatrixError(SecfedError):
+    """Matrices cannot be computed with: NaN, infinity, shapes, ranks or widths."""
 
 
 class TrainingError(SecfedError):

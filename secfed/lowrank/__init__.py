@@ -1,0 +1,28 @@
+"""Linear algebra on products of thin matrices, without the wide product.
+
+Everything here is a function of its arguments: float64 inside, nothing random but
+what a public seed says, no file, no clock. Letters as in LoRA (Hu et al., ICLR 2022):
+a product ``B @ A`` has B of shape (d, r) and A of shape (r, k).
+"""
+
+from __future__ import annotations
+
+from secfed.lowrank.matrices import Factors, Matrix, Split
+from secfed.lowrank.products import (
+    ProductSVD,
+    product_norm,
+    product_svd,
+    truncated,
+    truncated_dense,
+)
+
+__all__ = [
+    "Factors",
+    "Matrix",
+    "ProductSVD",
+    "Split",
+    "product_norm",
+    "product_svd",
+    "truncated",
+    "truncated_dense",
+]
