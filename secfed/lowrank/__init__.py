@@ -15,14 +15,29 @@ from secfed.lowrank.products import (
     truncated,
     truncated_dense,
 )
+from secfed.lowrank.sketches import (
+    Projections,
+    Sketch,
+    from_sketches,
+    projections,
+    sketch,
+)
+from secfed.lowrank.widths import Widths, choose_widths
 
 __all__ = [
     "Factors",
     "Matrix",
     "ProductSVD",
+    "Projections",
+    "Sketch",
     "Split",
+    "Widths",
+    "choose_widths",
+    "from_sketches",
     "product_norm",
     "product_svd",
+    "projections",
+    "sketch",
     "truncated",
     "truncated_dense",
 ]
