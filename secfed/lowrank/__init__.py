@@ -22,6 +22,7 @@ from secfed.lowrank.sketches import (
     projections,
     sketch,
 )
+from secfed.lowrank.two_sums import column_basis, from_projection, project
 from secfed.lowrank.widths import Widths, choose_widths
 
 __all__ = [
@@ -33,9 +34,12 @@ __all__ = [
     "Split",
     "Widths",
     "choose_widths",
+    "column_basis",
+    "from_projection",
     "from_sketches",
     "product_norm",
     "product_svd",
+    "project",
     "projections",
     "sketch",
     "truncated",
