@@ -7,6 +7,7 @@ a product ``B @ A`` has B of shape (d, r) and A of shape (r, k).
 
 from __future__ import annotations
 
+from secfed.lowrank.alignment import align, rotation
 from secfed.lowrank.matrices import Factors, Matrix, Split
 from secfed.lowrank.products import (
     ProductSVD,
@@ -33,6 +34,7 @@ __all__ = [
     "Sketch",
     "Split",
     "Widths",
+    "align",
     "choose_widths",
     "column_basis",
     "from_projection",
@@ -41,6 +43,7 @@ __all__ = [
     "product_svd",
     "project",
     "projections",
+    "rotation",
     "sketch",
     "truncated",
     "truncated_dense",
