@@ -8,6 +8,7 @@ a product ``B @ A`` has B of shape (d, r) and A of shape (r, k).
 from __future__ import annotations
 
 from secfed.lowrank.alignment import align, rotation
+from secfed.lowrank.correction import ridge_correction
 from secfed.lowrank.matrices import Factors, Matrix, Split
 from secfed.lowrank.products import (
     ProductSVD,
@@ -43,6 +44,7 @@ __all__ = [
     "product_svd",
     "project",
     "projections",
+    "ridge_correction",
     "rotation",
     "sketch",
     "truncated",
