@@ -35,8 +35,11 @@ def rounding_error(count, size, bits, extra=8, seed=0):
     y = sum(rounded(s.y, step, rng) for s in sent) / count
     z = sum(rounded(s.z, step, rng) for s in sent) / count
     wanted = dense(parts) / count
-    made = from_sketches(y, z, public, min(sum(ranks), size)).dense()
-    return relative(made, wanted)
+    found = from_sketches(y, z, public, min(sum(ranks), size))
+    error = relative(found.factors.dense(), wanted)
+    if widths.left > widths.right + 1:
+        assert 0.3 < found.error / error < 3
+    return error
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(24, 1e-5), (16, 2e-3)])
@@ -44,7 +47,7 @@ def rounding_error(count, size, bits, extra=8, seed=0):
     ("count", "size"), [(4, 384), (10, 384), (4, 1024), (10, 1024)]
 )
 def test_rounding_is_a_small_part_of_the_sum(bits, tolerance, count, size):
-    # Measured over 20 seeds: at most 3e-6 and 8e-4 (docs/aggregation.md).
+    # Measured over 20 seeds: at most 4e-6 and 8e-4 (docs/aggregation.md).
     errors = [rounding_error(count, size, bits, seed=seed) for seed in range(3)]
     assert max(errors) < tolerance
     assert min(errors) > 2.0**-bits / 100  # rounding there was
@@ -90,7 +93,7 @@ def test_the_masked_path_agrees_within_the_codecs_error():
         source = np.random.default_rng(number)
         total += codec.encode(one, source).vector
     mean = codec.decode_mean(total, count)
-    made = from_sketches(mean["y"], mean["z"], public, 80).dense()
+    made = from_sketches(mean["y"], mean["z"], public, 80).factors.dense()
     assert relative(made, dense(parts) / count) < 1e-5
 
 

@@ -14,6 +14,7 @@ from secfed.lowrank import (
     Widths,
     choose_widths,
     from_sketches,
+    narrow_widths,
     projections,
     sketch,
     truncated_dense,
@@ -30,7 +31,7 @@ def test_the_sum_comes_back(ranks, shape):
     parts = sites(ranks, *shape)
     total = summed([sketch(b, a, public) for b, a in parts])
     rank = min(sum(ranks), *shape)
-    made = from_sketches(total.y, total.z, public, rank)
+    made = from_sketches(total.y, total.z, public, rank).factors
     assert made.b.shape == (shape[0], rank)
     assert made.a.shape == (rank, shape[1])
     assert relative(made.dense(), dense(parts)) < 1e-10
@@ -41,7 +42,7 @@ def test_a_lower_rank_is_the_best_one_of_the_sum(split):
     parts = sites(UNEQUAL, 70, 50)
     public = projections(SEED, choose_widths(UNEQUAL, 70, 50))
     total = summed([sketch(b, a, public) for b, a in parts])
-    made = from_sketches(total.y, total.z, public, 6, split=split)
+    made = from_sketches(total.y, total.z, public, 6, split=split).factors
     best = truncated_dense(dense(parts), 6, split=split)
     np.testing.assert_allclose(made.b, best.b, atol=1e-8)
     np.testing.assert_allclose(made.a, best.a, atol=1e-8)
@@ -52,10 +53,10 @@ def test_sites_that_drop_out_or_send_nothing_change_no_width():
     parts[1] = (0 * parts[1][0], parts[1][1])  # B is zero before training
     public = projections(SEED, choose_widths(UNEQUAL, 70, 50))
     total = summed([sketch(b, a, public) for b, a in parts[:3]])
-    made = from_sketches(total.y, total.z, public, 10)
+    made = from_sketches(total.y, total.z, public, 10).factors
     assert relative(made.dense(), dense(parts[:3])) < 1e-10
     nothing = sketch(*parts[1], public)
-    zero = from_sketches(nothing.y, nothing.z, public, 3)
+    zero = from_sketches(nothing.y, nothing.z, public, 3).factors
     assert not zero.b.any()
     assert not zero.dense().any()
 
@@ -66,7 +67,7 @@ def test_the_order_of_sites_changes_nothing_but_rounding():
     made = []
     for order in (parts, parts[::-1]):
         total = summed([sketch(b, a, public) for b, a in order])
-        made.append(from_sketches(total.y, total.z, public, 8).dense())
+        made.append(from_sketches(total.y, total.z, public, 8).factors.dense())
     assert relative(*made) < 1e-10
 
 
@@ -78,7 +79,7 @@ def test_factors_of_single_coordinates_come_back():
         seed = hashlib.sha256(bytes([number])).digest()
         public = projections(seed, choose_widths(ranks, 9, 7))
         total = summed([sketch(b, a, public) for b, a in parts])
-        made = from_sketches(total.y, total.z, public, 4)
+        made = from_sketches(total.y, total.z, public, 4).factors
         assert relative(made.dense(), dense(parts)) < 1e-9
 
 
@@ -149,6 +150,24 @@ def test_ranks_and_widths_that_no_matrix_has_are_refused():
             Widths(30, 20, right, left)
 
 
+@pytest.mark.parametrize("shape", [(1024, 1024), (300, 4000), (4000, 300), (40, 40)])
+@pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
+def test_narrow_widths_are_the_widest_of_a_share(shape, share):
+    widths = narrow_widths(share, *shape)
+    assert widths.left == 2 * widths.right + 1
+    assert widths.num_values <= share * widths.dense_values
+    one_more = (widths.right + 1) * shape[0] + (widths.left + 2) * shape[1]
+    assert one_more > share * widths.dense_values
+
+
+def test_shares_that_no_sketches_have_are_refused():
+    for share in (-0.1, 0.0, 1.1, math.nan):
+        with pytest.raises(MatrixError, match="no share"):
+            narrow_widths(share, 1024, 1024)
+    with pytest.raises(MatrixError, match=r"no sketches have 0\.1%"):
+        narrow_widths(0.001, 1024, 1024)
+
+
 # Public randomness
 
 
@@ -191,16 +210,66 @@ def test_a_seed_has_32_bytes():
 # Sums that sketches cannot hold
 
 
+def test_narrow_sketches_come_near_the_best_where_singular_values_fall():
+    # 100 sites that agree on half of their factors, at a quarter of the bytes.
+    rng = np.random.default_rng(3)
+    common = rng.standard_normal((300, 4)), rng.standard_normal((4, 300))
+    parts = [(b + common[0], a + common[1]) for b, a in sites([4] * 100, 300, 300)]
+    w = dense(parts)
+    best = relative(truncated_dense(w, 4).dense(), w)
+    errors = []
+    for widths in (narrow_widths(0.25, 300, 300), Widths(300, 300, 33, 41)):
+        assert widths.num_values <= widths.dense_values / 4
+        public = projections(SEED, widths)
+        total = summed([sketch(b, a, public) for b, a in parts])
+        with pytest.raises(MatrixError, match="estimated error"):
+            from_sketches(total.y, total.z, public, 4)
+        made = from_sketches(total.y, total.z, public, 4, tolerance=math.inf).factors
+        errors.append(relative(made.dense(), w))
+    assert best < errors[0] < 1.3 * best
+    assert errors[1] > errors[0]  # as many numbers, but few rows to spare
+
+
 @pytest.mark.parametrize("right", [20, 40, 72])
 def test_a_sum_of_a_higher_rank_is_noticed(right):
     parts = sites([8] * 10, 300, 300)
     public = projections(SEED, Widths(300, 300, right, right + 8))
     total = summed([sketch(b, a, public) for b, a in parts])
-    with pytest.raises(MatrixError, match=f"a rank above {right}"):
+    with pytest.raises(MatrixError, match=f"its rank is above {right}"):
         from_sketches(total.y, total.z, public, 8)
-    made = from_sketches(total.y, total.z, public, 8, tolerance=math.inf)
+    made = from_sketches(total.y, total.z, public, 8, tolerance=math.inf).factors
     best = truncated_dense(dense(parts), 8)
     assert relative(made.dense(), dense(parts)) > relative(best.dense(), dense(parts))
+
+
+@pytest.mark.parametrize(
+    ("right", "left"), [(16, 24), (40, 48), (40, 81), (60, 121), (76, 84)]
+)
+@pytest.mark.parametrize("common", [0.0, 1.0])
+def test_the_estimated_error_is_near_the_true_one(right, left, common):
+    rng = np.random.default_rng(7)
+    shared = common * rng.standard_normal((300, 8)), rng.standard_normal((8, 300))
+    parts = [
+        (b + shared[0], a + common * shared[1]) for b, a in sites([8] * 10, 300, 300)
+    ]
+    w = dense(parts)
+    for number in range(5):
+        seed = hashlib.sha256(bytes([number])).digest()
+        public = projections(seed, Widths(300, 300, right, left))
+        total = summed([sketch(b, a, public) for b, a in parts])
+        found = from_sketches(total.y, total.z, public, 300, tolerance=math.inf)
+        assert 0.5 < found.error / relative(found.factors.dense(), w) < 2
+
+
+def test_the_error_of_an_exact_sum_is_rounding_and_without_rows_to_spare_unknown():
+    parts = sites([4], 70, 50)
+    for left, known in ((12, True), (6, True), (5, False), (4, False)):
+        public = projections(SEED, Widths(70, 50, 4, left))
+        total = sketch(*parts[0], public)
+        found = from_sketches(total.y, total.z, public, 4)
+        assert (found.error < 1e-12) is known
+        assert math.isnan(found.error) is not known
+        assert relative(found.factors.dense(), dense(parts)) < 1e-9
 
 
 def test_sketches_that_do_not_belong_together_are_noticed():
@@ -208,7 +277,7 @@ def test_sketches_that_do_not_belong_together_are_noticed():
     public = projections(SEED, choose_widths(UNEQUAL, 70, 50))
     sent = [sketch(b, a, public) for b, a in parts]
     total, without_first = summed(sent), summed(sent[1:])
-    with pytest.raises(MatrixError, match="contradict"):
+    with pytest.raises(MatrixError, match="estimated error"):
         from_sketches(without_first.y, total.z, public, 8)
 
 

@@ -19,19 +19,21 @@ from secfed.lowrank.products import (
 )
 from secfed.lowrank.sketches import (
     Projections,
+    Recovered,
     Sketch,
     from_sketches,
     projections,
     sketch,
 )
 from secfed.lowrank.two_sums import column_basis, from_projection, project
-from secfed.lowrank.widths import Widths, choose_widths
+from secfed.lowrank.widths import Widths, choose_widths, narrow_widths
 
 __all__ = [
     "Factors",
     "Matrix",
     "ProductSVD",
     "Projections",
+    "Recovered",
     "Sketch",
     "Split",
     "Widths",
@@ -40,6 +42,7 @@ __all__ = [
     "column_basis",
     "from_projection",
     "from_sketches",
+    "narrow_widths",
     "product_norm",
     "product_svd",
     "project",

@@ -39,6 +39,7 @@ from secfed.lowrank.widths import Widths
 __all__ = [
     "TOLERANCE",
     "Projections",
+    "Recovered",
     "Sketch",
     "from_sketches",
     "projections",
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 TOLERANCE: Final = 0.05
-"""How far the two sketches may contradict each other; see ``from_sketches``."""
+"""The estimated relative error above which a sum is refused; see ``Recovered``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +78,35 @@ class Sketch:
     z: Matrix = field(repr=False)
 
 
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """The sum behind sketches, at a rank.
+
+    Attributes:
+        factors: The result.
+        error: The estimated relative error of the sum before it was cut, in the
+            Frobenius norm; NaN where Psi has fewer than two rows to spare. The result
+            is at most twice as much above the smallest error of its rank.
+
+    What Q misses of W, say E, has expected squared norm ``q/d |E|**2`` in Z, of which
+    the least squares leave over the share ``(q - p) / q``; and the expected squared
+    error of Q X is ``|E|**2 (1 + p / (q - p - 1))`` (Tropp et al. 2017, theorem 4.3
+    and its proof, for Gaussian Psi). Hence, with ``rest = |Psi Q X - Z| / |Z|`` ::
+
+        error**2 = rest**2 * q / (q - p) * (1 + p / (q - p - 1))
+
+    Rounding disturbs Z like such an E, so it is in the estimate, too.
+    """
+
+    factors: Factors
+    error: float
+
+
 def projections(seed: bytes, widths: Widths) -> Projections:
     """Omega and Psi, the same on every machine.
 
-    Numbers are uniform in ``[-sqrt(3 / n), sqrt(3 / n]]`` with n = k for Omega and
-    n = d for Psi, so sketches have numbers as large as those of the product. They
+    Numbers are uniform from ``-sqrt(3 / n)`` to ``sqrt(3 / n)``, with n = k for Omega
+    and n = d for Psi, so sketches have numbers as large as those of the product. They
     are multiples of one number by integers: no logarithm or cosine, whose last bits
     differ between machines, is taken. Independent numbers of any such law do as
     well as Gaussian ones in practice (Tropp et al. 2017).
@@ -134,13 +159,14 @@ def from_sketches(
     *,
     split: Split = "balanced",
     tolerance: float = TOLERANCE,
-) -> Factors:
+) -> Recovered:
     """Factors of the sum behind two sums of sketches, cut to a rank.
 
-    Psi has more rows than Omega has columns, so Z says more than X needs. What is
-    left over, ``|Psi Q X - Z| / |Z|``, is rounding as long as the sketches hold the
-    sum, and is large when the sum has a higher rank than they can hold. Then the
-    result would be useless (an error of the size of W), and it is refused.
+    Psi has more rows than Omega has columns, so Z says more than X needs, and what is
+    left over tells the error: see ``Recovered``. It is rounding as long as the
+    sketches hold the sum, and large when the sum has a higher rank than they can
+    hold. Then the result is an approximation at best, and it is refused unless
+    ``tolerance`` allows it (see ``narrow_widths``).
 
     Guarantees: without rounding the error is that of ``truncated`` on the sum, up to
     ``1e-9 * |W|``, if ``public.widths.require(ranks)`` passes for the summed ranks.
@@ -151,11 +177,11 @@ def from_sketches(
         public: What the sites used.
         rank: Of the result, from 1 to min(d, k).
         split: Where the singular values go.
-        tolerance: Of what is left over; ``math.inf`` refuses nothing.
+        tolerance: The largest estimated error; ``math.inf`` refuses nothing.
 
     Raises:
         MatrixError: NaN or infinity, other shapes than the sketches', no such rank,
-            or sketches that contradict each other.
+            or an estimated error above the tolerance.
     """
     widths = public.widths
     right, left = checked("Y", y), checked("Z", z)
@@ -163,23 +189,33 @@ def from_sketches(
     _require("Z", left.shape, widths.left, widths.k)
     basis, _ = np.linalg.qr(right)
     x, rest = _least_squares(public.psi @ basis, left)
-    if rest > tolerance:
+    error = _estimated_error(rest, widths)
+    if error > tolerance:
         raise MatrixError(
-            f"sketches of widths {widths.right} and {widths.left} contradict each "
-            f"other by {rest:.0%}: either the sum has a rank above {widths.right}, "
-            "or the ring is too coarse for it. Choose wider sketches (choose_widths), "
-            "a wider ring, or the dense products"
+            f"sketches of widths {widths.right} and {widths.left} give the sum with an "
+            f"estimated error of {error:.0%}: either its rank is above {widths.right}, "
+            "or the ring is too coarse. Choose wider sketches (choose_widths), a wider "
+            "ring, or the dense products"
         )
-    return truncated(basis, x, rank, split=split)
+    return Recovered(truncated(basis, x, rank, split=split), error)
 
 
 def _least_squares(matrix: Matrix, target: Matrix) -> tuple[Matrix, float]:
-    """``argmin |matrix @ x - target|``, and what is left over of the target."""
+    """``argmin |matrix @ x - target|``, and the share of the target left over."""
     q, r = np.linalg.qr(matrix)
     seen = q.T @ target
     x = np.asarray(scipy.linalg.solve_triangular(r, seen), dtype=np.float64)
     rest = float(np.linalg.norm(target - q @ seen))
     return x, rest / (float(np.linalg.norm(target)) or 1.0)
+
+
+def _estimated_error(rest: float, widths: Widths) -> float:
+    """The expectation that ``Recovered.error`` gives."""
+    p, q = widths.right, widths.left
+    spare = q - p
+    if spare < 2:  # noqa: PLR2004
+        return math.nan
+    return rest * math.sqrt(q / spare * (1 + p / (spare - 1)))
 
 
 def _require(name: str, shape: tuple[int, ...], rows: int, columns: int) -> None:

@@ -8,14 +8,15 @@ from typing import Final
 
 from secfed.errors import MatrixError
 
-__all__ = ["OVERSAMPLING", "Widths", "choose_widths"]
+__all__ = ["OVERSAMPLING", "Widths", "choose_widths", "narrow_widths"]
 
 OVERSAMPLING: Final = 8
 """Columns of Omega above the sum of ranks, and rows of Psi above these.
 
 Without the first, Omega meets the row space in a square matrix, whose smallest
-singular value has no useful bound: one round in ten then loses two more digits to
-rounding, some lose four. Measured: docs/aggregation.md, section "Rounding".
+singular value has no useful bound: rounding then costs some five times as much in the
+median round, and a hundred times in the worst of twenty. Measured:
+docs/aggregation.md, section "Rounding".
 """
 
 
@@ -113,3 +114,32 @@ def choose_widths(
             )
     right = min(sum(ranks) + oversampling, d, k)
     return Widths(d, k, right, min(right + oversampling, d))
+
+
+def narrow_widths(share: float, d: int, k: int) -> Widths:
+    """The widest sketches that have a share of the dense numbers.
+
+    For sums whose rank is above that, of which only the leading part is wanted: an
+    approximation, as good as the singular values fall (Tropp et al. 2017, theorem
+    4.3). There are twice as many rows as columns, because what the columns miss
+    disturbs the rest less the more rows there are. Measured: docs/aggregation.md,
+    section "Below the sum of ranks".
+
+    Args:
+        share: Above 0, at most 1.
+        d: Rows of a product.
+        k: Columns of a product.
+
+    Raises:
+        MatrixError: No sketches are that small, or that large.
+
+    Example:
+        >>> narrow_widths(0.25, 1024, 1024)
+        Widths(d=1024, k=1024, right=85, left=171)
+    """
+    if not 0 < share <= 1:
+        raise MatrixError(f"{share} is no share of the dense numbers; choose 0 to 1")
+    right = int((share * d * k - k) // (d + 2 * k))
+    if right < 1:
+        raise MatrixError(f"no sketches have {share:.1%} of {d * k:,} numbers")
+    return Widths(d, k, right, 2 * right + 1)
