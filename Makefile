@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility clean
+.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -63,6 +63,9 @@ bench-training: $(STAMP)  ## measure local training against plain PEFT and Opacu
 
 bench-utility: $(STAMP)  ## score private adapters against a private head; hours, continues where it stopped
 	$(BIN)/python -m benchmarks.utility $(BENCH) --json runs/utility/utility.json
+
+bench-aggregation: $(STAMP)  ## measure the coordinator's step after the sum; BENCH=--quick: seconds
+	$(BIN)/python -m benchmarks.aggregation $(BENCH) --json runs/bench-aggregation.json
 
 clean:           ## remove the virtual environment and caches, never runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

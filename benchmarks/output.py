@@ -80,6 +80,11 @@ def _checks(found: dict[str, Any]) -> str:
             f"{found['rounds_checked']} rounds were checked; all did the same work, "
             "with the same gradients."
         )
+    if "results_checked" in found:
+        return (
+            f"{found['results_checked']} results were compared with the plain or the "
+            "dense ones; all were as near as they must be."
+        )
     return f"{found['sums_checked']} sums were checked; all were right."
 
 
