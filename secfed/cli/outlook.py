@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from secfed.errors import ModelError, PlanError, PolicyError
+from secfed.errors import PlanError, PolicyError
 
 if TYPE_CHECKING:
     from secfed.policy import SitePolicy
     from secfed.privacy.plan import PrivacyPlan
     from secfed.study import Study
 
-__all__ = ["SiteOutlook", "noise_to_signal", "numbers_sent", "site_outlooks"]
+__all__ = ["SiteOutlook", "noise_to_signal", "site_outlooks"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class SiteOutlook:
             records, all rounds. Budgets are charged for it.
         refusal: Why the site cannot take part.
         warning: What is valid but weaker than it should be.
+        plan: The site's plan; None where none exists.
     """
 
     site: str
@@ -55,6 +55,12 @@ class SiteOutlook:
     epsilon_of_a_person: float | None
     refusal: str
     warning: str
+    plan: PrivacyPlan | None = field(repr=False)
+
+    def to_json(self) -> dict[str, object]:
+        """The numbers and the verdict."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "plan"}
+        return own | {"verdict": self.verdict}
 
     @property
     def verdict(self) -> str:
@@ -104,6 +110,7 @@ def site_outlooks(
             **_costs(plan),
             refusal="; ".join(reasons),
             warning="; ".join(str(warning.message) for warning in caught),
+            plan=plan,
         )
 
 
@@ -162,38 +169,3 @@ def noise_to_signal(
         return None
     variance = sum(sigma**2 for sigma in sigmas) / len(sigmas) ** 2
     return math.sqrt(numbers * variance)
-
-
-def numbers_sent(study: Study, base_dir: Path) -> int | None:
-    """How many numbers one site sends in the first round.
-
-    The sizes follow from the base model's configuration, whose weights are not
-    read. None where the model is not here or its projections are not square.
-    """
-    from secfed.model_files import find_model  # noqa: PLC0415
-    from secfed.strategies import get_strategy  # noqa: PLC0415
-    from secfed.strategies.base import HEAD  # noqa: PLC0415
-    from secfed.types import LORA_A, LORA_B  # noqa: PLC0415
-
-    section, strategy = study.adapter, get_strategy(study.training.method)
-    if not set(section.target_modules) <= {"query", "key", "value"}:
-        return None
-    try:
-        text = (find_model(study.model, base_dir) / "config.json").read_bytes()
-        config: Any = json.loads(text)
-        hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    except (ModelError, OSError, ValueError, KeyError):
-        return None
-    labels = _num_labels(study)
-    modules = len(section.target_modules) * (section.layers or layers)
-    factors = sum(strategy.trains(f"module{end}", 1) for end in (LORA_A, LORA_B))
-    head = labels * (hidden + 1) if strategy.trains(f"{HEAD}weight", 1) else 0
-    return factors * modules * section.r * hidden + head
-
-
-def _num_labels(study: Study) -> int:
-    if study.data.labels is not None:
-        return len(study.data.labels)
-    from secfed.data.icd10cm import load_icd10cm  # noqa: PLC0415
-
-    return len(load_icd10cm().label_names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,11 +12,11 @@ from rich.text import Text
 from secfed.cli.outlook import (
     SiteOutlook,
     noise_to_signal,
-    numbers_sent,
     site_outlooks,
 )
 from secfed.cli.output import plain_table, print_json, show, tell
 from secfed.cli.runs import find_policy
+from secfed.cli.traffic import numbers_sent, upload_bytes
 from secfed.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
 
     from secfed.study import Study
 
-__all__ = ["plan", "upload_bytes"]
+__all__ = ["plan"]
 
-_RING_BYTES: Final = 4
 _UNKNOWN: Final = "UNKNOWN"
 
 
@@ -60,7 +58,7 @@ def plan(
     tell("reading the sites' data and calibrating the noise")
     base_dir = study.resolve().parent
     outlooks = tuple(site_outlooks(loaded, base_dir, policy))
-    upload = upload_bytes(loaded, base_dir)
+    upload = upload_bytes(loaded, base_dir, outlooks)
     ratio = noise_to_signal(loaded, outlooks, numbers_sent(loaded, base_dir))
     if as_json:
         print_json(
@@ -75,7 +73,7 @@ def plan(
                 "clip_gamma": loaded.privacy.clip_gamma,
                 "noise_to_signal": ratio,
                 "upload_bytes_per_round": upload,
-                "sites": [asdict(o) | {"verdict": o.verdict} for o in outlooks],
+                "sites": [o.to_json() for o in outlooks],
             }
         )
     else:
@@ -90,12 +88,6 @@ def plan(
             f"the study cannot run: {', '.join(o.site for o in refused)} cannot take "
             "part. Change the study, leave the site out, or ask its operator"
         )
-
-
-def upload_bytes(study: Study, base_dir: Path) -> int | None:
-    """What one site's masked vector weighs in the first round, without headers."""
-    numbers = numbers_sent(study, base_dir)
-    return None if numbers is None else _RING_BYTES * numbers
 
 
 def _show(study: Study, outlooks: tuple[SiteOutlook, ...], upload: int | None) -> None:

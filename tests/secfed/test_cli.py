@@ -22,9 +22,9 @@ from protocols.errors import FaultyClientError, MisuseError, TooFewSurvivorsErro
 from secfed.cli import app
 from secfed.cli.outlook import site_outlooks
 from secfed.cli.output import SecfedGroup, remember_run
-from secfed.cli.planning import upload_bytes
 from secfed.cli.progress import LineProgress, LiveProgress
 from secfed.cli.runs import AsJson, find_demo_study
+from secfed.cli.traffic import upload_bytes
 from secfed.errors import (
     BudgetExceededError,
     PolicyError,
@@ -347,8 +347,9 @@ def test_plan_shows_each_site_and_spends_nothing(tmp_path):
         assert site["verdict"] == "can run"
         assert 0 < site["epsilon_per_round"] < site["epsilon_total"] <= 8.0
         assert site["sampling_probability"] == pytest.approx(64 / site["nominal_units"])
-    # 21 chapters x 385 numbers of the head, 4 modules x 8 x 384 of B, 4 bytes each.
-    assert planned["upload_bytes_per_round"] == 4 * (21 * 385 + 4 * 8 * 384)
+    # 21 chapters x 385 numbers of the head, 4 modules x 8 x 384 of B, 2 bytes each,
+    # because the noise hides 16 bits.
+    assert planned["upload_bytes_per_round"] == 2 * (21 * 385 + 4 * 8 * 384)
     assert {path.name for path in tmp_path.iterdir()} == {"study.toml", "site.toml"}
 
 
@@ -369,7 +370,7 @@ def test_plan_names_who_is_too_small_and_who_refuses(tmp_path):
 
 def test_the_upload_of_a_model_that_is_not_here_is_unknown(tmp_path):
     study = study_with(tmp_path, package='"no_such_package"')
-    assert upload_bytes(load_study(study), tmp_path) is None
+    assert upload_bytes(load_study(study), tmp_path, ()) is None
 
 
 # ------------------------------------------------------------------- progress

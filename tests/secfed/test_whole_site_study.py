@@ -20,8 +20,9 @@ from test_runs import play_arm
 from typer.testing import CliRunner
 
 from secfed.cli import app
-from secfed.cli.outlook import noise_to_signal, numbers_sent
+from secfed.cli.outlook import noise_to_signal
 from secfed.cli.runs import show_run
+from secfed.cli.traffic import numbers_sent
 from secfed.errors import (
     BudgetExceededError,
     PlanError,

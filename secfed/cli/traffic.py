@@ -1,0 +1,92 @@
+"""What one site sends in a round, from public numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secfed.errors import CodecError, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from secfed.cli.outlook import SiteOutlook
+    from secfed.study import Study
+    from secfed.types import Adapter
+
+__all__ = ["numbers_sent", "upload_bytes"]
+
+
+def numbers_sent(study: Study, base_dir: Path) -> int | None:
+    """How many numbers one site sends in the first round.
+
+    The sizes are read from the header of the base model's weights; None where the
+    model is not here or has no layers that the study names.
+    """
+    from secfed.strategies import get_strategy  # noqa: PLC0415
+
+    adapter = _public_shapes(study, base_dir)
+    if adapter is None:
+        return None
+    shapes = get_strategy(study.training.method).shapes(adapter, 1)
+    return sum(map(math.prod, shapes.values()))
+
+
+def upload_bytes(
+    study: Study, base_dir: Path, outlooks: Sequence[SiteOutlook]
+) -> int | None:
+    """What one site's masked vector weighs in the first round, without headers.
+
+    The ring's width follows from every site's plan; None where one has none.
+    """
+    from secfed.runtime.encoding import codec_for  # noqa: PLC0415
+    from secfed.strategies import get_strategy  # noqa: PLC0415
+
+    adapter = _public_shapes(study, base_dir)
+    plans = {o.site: o.plan for o in outlooks if o.plan is not None}
+    if adapter is None or len(plans) < len(outlooks):
+        return None
+    if get_strategy(study.training.method).needs == "nothing":
+        return 0
+    try:
+        codec = codec_for(study, plans, adapter, 1, private=True)
+    except CodecError:
+        return None
+    return codec.length * codec.ring_bits // 8
+
+
+def _public_shapes(study: Study, base_dir: Path) -> Adapter | None:
+    """The adapter before round 1 as zeros, in the model's shapes."""
+    import numpy as np  # noqa: PLC0415
+
+    from secfed.model_files import adapted_shapes, find_model  # noqa: PLC0415
+    from secfed.strategies import get_strategy  # noqa: PLC0415
+    from secfed.types import LORA_A, LORA_B, Adapter  # noqa: PLC0415
+
+    try:
+        modules = adapted_shapes(find_model(study.model, base_dir), study.adapter)
+    except ModelError:
+        return None
+    r = study.adapter.r
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for module in modules:
+        tensors[module.name + LORA_A] = np.zeros((r, module.k), np.float32)
+        tensors[module.name + LORA_B] = np.zeros((module.d, r), np.float32)
+    labels = _num_labels(study)
+    hidden = modules[-1].d
+    tensors["head.bias"] = np.zeros(labels, np.float32)
+    tensors["head.weight"] = np.zeros((labels, hidden), np.float32)
+    adapter = Adapter(tensors=tensors, scaling=study.adapter.lora_alpha / r)
+    base = {m.name: np.zeros((m.d, m.k), np.float32) for m in modules}
+    return get_strategy(study.training.method).init(adapter, 0, base).adapter
+
+
+def _num_labels(study: Study) -> int:
+    if study.data.labels is not None:
+        return len(study.data.labels)
+    from secfed.data.icd10cm import load_icd10cm  # noqa: PLC0415
+
+    return len(load_icd10cm().label_names)
