@@ -45,14 +45,15 @@ every tensor, the signal's norm is at most C with certainty, and the bounds on n
 rotation and width are those above.
 
 Without privacy nothing hides the rounding, and the products of factors that some
-rules send have no such law: 32 bits and a wide range.
+rules send have no such law: 32 bits and a wide range. The head beside such products
+has its law under every rule, and a scale that makes the wide range its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -62,7 +63,7 @@ from secfed.codec.packing import levels_of
 from secfed.codec.rotation import block_length
 from secfed.privacy.plan import PrivacyPlan
 from secfed.report.results import HEAD_ONLY
-from secfed.strategies import get_strategy
+from secfed.strategies import strategy_of
 from secfed.strategies.base import HEAD
 from secfed.study import Study
 from secfed.types import Adapter
@@ -135,7 +136,7 @@ def codec_for(
     Raises:
         CodecError: The ring is too small for so many sites.
     """
-    strategy = get_strategy(study.training.method)
+    strategy = strategy_of(study)
     shapes = strategy.shapes(adapter, round_number)
     chosen = study.secagg.clip_range
     bounded = private and strategy.linear
@@ -145,6 +146,7 @@ def codec_for(
         value_range = chosen
     elif not bounded:
         value_range = _WIDE_RANGE
+        scales = _head_scales(study, plans, shapes) if private else ()
     else:
         scales = tuple(step_size(study, name) for name in shapes)
         size = sum(map(math.prod, shapes.values())) if rotated else None
@@ -156,6 +158,17 @@ def codec_for(
         ring_bits=ring_bits_for(study, plans, adapter, private=private),
         scales=scales,
         rotation_seed=_rotation_seed(study, round_number) if rotated else None,
+    )
+
+
+def _head_scales(
+    study: Study, plans: Mapping[str, PrivacyPlan], names: Iterable[str]
+) -> tuple[float, ...]:
+    """Scales that make the wide range the head's own; 1 for other tensors."""
+    wide = _law(study, plans).value_range() / _WIDE_RANGE
+    return tuple(
+        wide * step_size(study, name) if name.startswith(HEAD) else 1.0
+        for name in names
     )
 
 
@@ -174,7 +187,7 @@ def ring_bits_for(
         return WIDE_RING_BITS
     if study.secagg.ring_bits:
         return study.secagg.ring_bits
-    if not get_strategy(study.training.method).linear:
+    if not strategy_of(study).linear:
         return WIDE_RING_BITS
     law = _law(study, plans)
     chosen, hidden = study.secagg.clip_range, law.hidden
@@ -202,7 +215,7 @@ def _fewest(study: Study, adapter: Adapter) -> int:
 
 
 def _schedule(study: Study, adapter: Adapter) -> list[Mapping[str, tuple[int, ...]]]:
-    strategy = get_strategy(study.training.method)
+    strategy = strategy_of(study)
     rounds = range(1, study.training.rounds + 1)
     return [strategy.shapes(adapter, number) for number in rounds]
 

@@ -28,7 +28,7 @@ from secfed.runtime.site_training import contribute, learning_rate_of, view_of
 from secfed.strategies import (
     check_maskable,
     check_ranks,
-    get_strategy,
+    strategy_of,
     trained_names,
 )
 from secfed.strategies.base import ServerState, Strategy
@@ -53,7 +53,7 @@ def run_study(
     Raises:
         SecfedError: What went wrong; the run directory stays resumable.
     """
-    check_maskable(get_strategy(study.training.method))
+    check_maskable(strategy_of(study))
     record = create_run(run_dir, study, base_dir, policy, kind="run")
     prepared = prepare(study, base_dir, policy, progress)
     arm = Arm(name=study.training.method, study=study)
@@ -81,12 +81,14 @@ def run_arm(
     Returns:
         The arm's object of ``comparison.json``.
     """
-    strategy = check_maskable(get_strategy(arm.study.training.method))
+    strategy = check_maskable(strategy_of(arm.study))
     check_ranks(strategy, arm.study.adapter.ranks)
     # 1
     with ArmRecord(arm, prepared, arm_dir, private_dir, run_id, policy) as record:
         base = prepared.model.base_weights() if strategy.uses_base else {}
         start = strategy.init(prepared.start, arm.study.adapter.seed, base)
+        for sentence in strategy.remarks(start.adapter):
+            progress.note(sentence)
         state = record.recover(start, _scores(prepared, start.adapter), progress)
         # 2
         rounds = arm.study.training.rounds

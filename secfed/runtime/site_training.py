@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from secfed.client import Contribution, Site
 from secfed.report.results import HEAD_ONLY
 from secfed.runtime.kept import KeptTensors
@@ -35,6 +37,7 @@ def contribute(
     anything is sent; 4. what is sent.
     """
     view = view_of(arm, site.name, kept, round_number)
+    view = replace(view, rank=strategy.rank_at(view))
     start = strategy.start(before.adapter, view)
     trains = trained_names(strategy, before.adapter, round_number)
     update = _train(arm, prepared, site, start, trains, view)

@@ -22,6 +22,7 @@ from secfed.strategies.flora import Flora
 from secfed.strategies.head_only import HeadOnly
 from secfed.strategies.local import Local
 from secfed.strategies.rolora import RoLora
+from secfed.study import Study
 
 __all__ = [
     "STRATEGIES",
@@ -32,6 +33,7 @@ __all__ = [
     "check_ranks",
     "get_strategy",
     "sent_names",
+    "strategy_of",
     "trained_names",
 ]
 
@@ -70,6 +72,17 @@ def get_strategy(
         key,
         f"there is no method {name!r}{suggestion} (known: {', '.join(STRATEGIES)})",
     )
+
+
+def strategy_of(study: Study) -> Strategy:
+    """The rule of a study, told the ranks of its sites.
+
+    Raises:
+        StudyError: There is no such rule.
+    """
+    own, full = study.adapter.ranks or {}, study.adapter.r
+    ranks = [own.get(site, full) for site in study.sites]
+    return get_strategy(study.training.method).for_sites(ranks)
 
 
 def check_maskable(

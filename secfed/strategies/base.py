@@ -16,10 +16,10 @@ and costs nothing; it may use public numbers and nothing else of the site.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ __all__ = [
     "BaseWeights",
     "Needs",
     "ServerState",
+    "Shapes",
     "SiteView",
     "Strategy",
     "moved",
@@ -47,6 +48,7 @@ Needs = Literal["sum", "singles", "nothing"]
 """What the coordinator must learn: a sum per round, each site's update, or nothing."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Names and shapes of what a site sends, in wire order."""
 
 BaseWeights = Mapping[str, NDArray[np.float32]]
 """The frozen weight (out, in) of every adapted module."""
@@ -116,6 +118,18 @@ class Strategy:
     personal: ClassVar[bool] = False
     uses_base: ClassVar[bool] = False
 
+    def for_sites(self, _ranks: Sequence[int], /) -> Self:
+        """This rule for the sites of a study; most rules need not know them.
+
+        Args:
+            ranks: The rank of every site of the study, whether it drops out or not.
+        """
+        return self
+
+    def remarks(self, _adapter: Adapter, /) -> tuple[str, ...]:
+        """What a user should be told before training: where the rule gives way."""
+        return ()
+
     def trains(self, tensor: str, round_number: int, /) -> bool:
         """Whether sites train, clip and noise this tensor in this round."""
         raise NotImplementedError
@@ -131,6 +145,10 @@ class Strategy:
             base: The frozen weights, if the rule ``uses_base``.
         """
         return ServerState(adapter=adapter, round=0)
+
+    def rank_at(self, site: SiteView, /) -> int | None:
+        """The rank at which a site trains in this round; by default the study's."""
+        return site.rank
 
     def start(self, received: Adapter, _site: SiteView, /) -> Adapter:
         """What a site trains from; it has the names and shapes of ``received``."""
