@@ -21,7 +21,7 @@ from torch import nn
 from secfed.errors import ModelError
 from secfed.models import BaseModel, encode_prefix, run_layers
 from secfed.study.sections import AdapterSection
-from secfed.types import LORA_A, LORA_R, MERGED, Adapter, Tensors
+from secfed.types import LORA_A, LORA_B, LORA_R, MERGED, Adapter, Tensors
 
 __all__ = [
     "AdaptedModel",
@@ -221,7 +221,21 @@ def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
         raise ModelError(f"[adapter] target_modules: {error}") from error
     _require_targets(section, network.base_model.targeted_module_names)
     network.eval()
-    return AdaptedModel(base, network, first)
+    model = AdaptedModel(base, network, first)
+    _require_rank(section.r, model)
+    return model
+
+
+def _require_rank(rank: int, model: AdaptedModel) -> None:
+    """Refuse factors that are larger than the weight they change."""
+    for name, parameter in model.named().items():
+        smallest = min(parameter.shape)  # of A: r or in; of B: out or r
+        if name.endswith((LORA_A, LORA_B)) and smallest < rank:
+            module = name.rpartition(".")[0]
+            raise ModelError(
+                f"[adapter] r: {rank} is too much for {module}, whose weight has a "
+                f"side of {smallest}; its change has at most that rank"
+            )
 
 
 def _require_targets(section: AdapterSection, found: Sequence[str]) -> None:
