@@ -15,12 +15,17 @@ from secfed.strategies.base import (
     trained_names,
 )
 from secfed.strategies.fedavg import FedAvg
+from secfed.strategies.fedex_lora import FedExLora
 from secfed.strategies.fedsa_lora import FedSaLora, FedSaLoraB
 from secfed.strategies.ffa_lora import FfaLora
 from secfed.strategies.ffb_lora import FfbLora
+from secfed.strategies.flexlora import FlexLora
+from secfed.strategies.flexlora_sketch import FlexLoraSketch
 from secfed.strategies.flora import Flora
 from secfed.strategies.head_only import HeadOnly
+from secfed.strategies.hetlora import HetLora
 from secfed.strategies.local import Local
+from secfed.strategies.lora_fair import LoraFair
 from secfed.strategies.rolora import RoLora
 from secfed.study import Study
 
@@ -44,6 +49,11 @@ STRATEGIES: Mapping[str, Strategy] = {
     "fedsa-lora": FedSaLora(),
     "fedsa-lora-b": FedSaLoraB(),
     "rolora": RoLora(),
+    "flexlora": FlexLora(),
+    "flexlora-sketch": FlexLoraSketch(),
+    "hetlora": HetLora(),
+    "fedex-lora": FedExLora(),
+    "lora-fair": LoraFair(),
     "local": Local(),
     "head-only": HeadOnly(),
     "flora": Flora(),

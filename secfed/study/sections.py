@@ -40,6 +40,11 @@ METHODS: Final = (
     "fedsa-lora",
     "fedsa-lora-b",
     "rolora",
+    "flexlora",
+    "flexlora-sketch",
+    "hetlora",
+    "fedex-lora",
+    "lora-fair",
     "local",
     "head-only",
 )

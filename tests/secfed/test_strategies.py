@@ -168,7 +168,7 @@ def test_what_each_rule_trains(name, factors_by_round):
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_training_starts_from_the_base_model(name):
-    state = get_strategy(name).init(initial(), 5)
+    state = get_strategy(name).for_sites([R] * SITES).init(initial(), 5)
     assert state.round == 0
     assert all(not product(state.adapter, module).any() for module in MODULES)
 
@@ -248,10 +248,15 @@ def test_an_interrupted_round_is_skipped():
 def test_names_are_the_keys_and_every_rule_has_a_reference():
     assert set(STRATEGIES) == {
         "fedavg",
+        "fedex-lora",
         "fedsa-lora",
         "fedsa-lora-b",
         "ffa-lora",
         "ffb-lora",
+        "flexlora",
+        "flexlora-sketch",
+        "hetlora",
+        "lora-fair",
         "rolora",
         "head-only",
         "local",
