@@ -9,9 +9,10 @@ and it enters the sum masked: the coordinator learns ::
 
     sum S_i (B_i - B),   sum S_i (A_i - A),   sum S_i
 
-and divides. There is one S for a site, as in the paper, over all its modules together:
-the root of the mean of their squares, so that its size does not grow with the model.
-The head has no rank and is averaged with equal weights.
+and divides. There is one S for a site, as in the paper, over all its modules together.
+It is divided by the fourth root of how many numbers they have: only ratios matter, and
+so both S and what it multiplies stay well inside the ring. The head has no rank and is
+averaged with equal weights.
 
 **Ranks.** A site of rank r_i takes the first r_i rows of A and columns of B, trains
 them, and the rest of what it sends stands for zeros. As in the paper, zeros pull the
@@ -148,10 +149,11 @@ class HetLora(Strategy):
 
 
 def _size(adapter: Adapter) -> float:
-    """The root mean square over modules of ``|B @ A|``."""
+    """``|B @ A|`` over all modules, divided by the fourth root of their numbers."""
     pairs = [factors_of(adapter, module) for module in adapter.modules()]
-    norms = [product_norm(pair.b, pair.a) for pair in pairs]
-    return math.sqrt(sum(norm**2 for norm in norms) / len(norms))
+    norm = math.hypot(*(product_norm(pair.b, pair.a) for pair in pairs))
+    numbers = sum(len(pair.b) * pair.a.shape[1] for pair in pairs)
+    return float(norm / numbers**0.25)
 
 
 def _rank_of(adapter: Adapter) -> int:
