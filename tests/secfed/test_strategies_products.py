@@ -223,6 +223,17 @@ def test_wrong_widths_are_refused_before_training():
         FlexLoraSketch().for_sites([R, 61]).init(initial(), 0)
 
 
+def test_sketches_as_wide_as_the_ranks_hold_the_sum_over_a_received_product():
+    # The sum of changes has rank 16, that of the products 12.
+    strategy = FlexLoraSketch(ranks=(R, R, R), columns=12)
+    state = started(strategy)
+    sent = train(strategy, state, SAME)
+    after = play(strategy, state, sent)
+    for module in MODULES:
+        wanted = best_of_rank(mean_product(sent, module), R)
+        assert relative(product(after.adapter, module), wanted) < 1e-3
+
+
 def test_a_sum_of_a_higher_rank_than_the_sketches_hold_is_not_published():
     # Told of one site of rank 1, so 9 columns; the sum has rank 12.
     strategy = FlexLoraSketch(ranks=(1,))
