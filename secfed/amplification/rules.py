@@ -63,6 +63,11 @@ class NoiseRule:
         return self.trains in {"both", "rounds", "steps"}
 
 
+_BEFORE_TRUNCATION: Final = (
+    "first round and before truncation to rank r, which depends on the noise and has "
+    "no closed form: at most 4 times as much where the clean mean has rank r"
+)
+
 _ALL: Final = (
     NoiseRule("fedavg", "both"),
     NoiseRule("ffa-lora", "b"),
@@ -78,9 +83,14 @@ _ALL: Final = (
         "both",
         "products",
         accumulates=False,
-        note="first round and before truncation to rank r, which depends on the "
-        "noise and has no closed form: at most 4 times as much where the clean mean "
-        "has rank r",
+        note=_BEFORE_TRUNCATION,
+    ),
+    NoiseRule(
+        "flexlora-sketch",
+        "both",
+        "products",
+        accumulates=False,
+        note=_BEFORE_TRUNCATION,
     ),
     NoiseRule("fedsvd", "b", orthonormal=True),
     NoiseRule("ffa-fresh", "b"),
