@@ -26,12 +26,12 @@ def numbers_sent(study: Study, base_dir: Path) -> int | None:
     The sizes are read from the header of the base model's weights; None where the
     model is not here or has no layers that the study names.
     """
-    from secfed.strategies import get_strategy  # noqa: PLC0415
+    from secfed.strategies import strategy_of  # noqa: PLC0415
 
     adapter = _public_shapes(study, base_dir)
     if adapter is None:
         return None
-    shapes = get_strategy(study.training.method).shapes(adapter, 1)
+    shapes = strategy_of(study).shapes(adapter, 1)
     return sum(map(math.prod, shapes.values()))
 
 
@@ -43,13 +43,13 @@ def upload_bytes(
     The ring's width follows from every site's plan; None where one has none.
     """
     from secfed.runtime.encoding import codec_for  # noqa: PLC0415
-    from secfed.strategies import get_strategy  # noqa: PLC0415
+    from secfed.strategies import strategy_of  # noqa: PLC0415
 
     adapter = _public_shapes(study, base_dir)
     plans = {o.site: o.plan for o in outlooks if o.plan is not None}
     if adapter is None or len(plans) < len(outlooks):
         return None
-    if get_strategy(study.training.method).needs == "nothing":
+    if strategy_of(study).needs == "nothing":
         return 0
     try:
         codec = codec_for(study, plans, adapter, 1, private=True)
@@ -63,7 +63,7 @@ def _public_shapes(study: Study, base_dir: Path) -> Adapter | None:
     import numpy as np  # noqa: PLC0415
 
     from secfed.model_files import adapted_shapes, find_model  # noqa: PLC0415
-    from secfed.strategies import get_strategy  # noqa: PLC0415
+    from secfed.strategies import strategy_of  # noqa: PLC0415
     from secfed.types import LORA_A, LORA_B, Adapter  # noqa: PLC0415
 
     try:
@@ -81,7 +81,7 @@ def _public_shapes(study: Study, base_dir: Path) -> Adapter | None:
     tensors["head.weight"] = np.zeros((labels, hidden), np.float32)
     adapter = Adapter(tensors=tensors, scaling=study.adapter.lora_alpha / r)
     base = {m.name: np.zeros((m.d, m.k), np.float32) for m in modules}
-    return get_strategy(study.training.method).init(adapter, 0, base).adapter
+    return strategy_of(study).init(adapter, 0, base).adapter
 
 
 def _num_labels(study: Study) -> int:
