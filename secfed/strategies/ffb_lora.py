@@ -11,7 +11,6 @@ so that both frozen factors have the expected energy ``r / 3``.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secfed.strategies.base import HEAD, NO_WEIGHTS, BaseWeights, ServerState, Strategy
+from secfed.strategies.public import public_uniform
 from secfed.types import LORA_A, LORA_B, Adapter
 
 __all__ = ["FfbLora"]
@@ -49,10 +49,5 @@ class FfbLora(Strategy):
 
 
 def _draw(seed: int, module: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    # A hash and not a library's generator: anyone can recompute a public value,
-    # whatever version of numpy they have.
-    label = f"secfed ffb-lora B|{seed}|{module}|{shape}".encode()
-    raw = hashlib.shake_256(label).digest(8 * int(np.prod(shape)))
-    unit = (np.frombuffer(raw, dtype="<u8") >> np.uint64(11)) * 2.0**-53
-    values: NDArray[np.float64] = (2.0 * unit - 1.0) / np.sqrt(shape[0])
-    return values.astype(np.float32).reshape(shape)
+    label = f"secfed ffb-lora B|{seed}|{module}|{shape}"
+    return public_uniform(label, shape, shape[0])
