@@ -19,11 +19,13 @@ One idea per file, in the order in which a round meets them: ``preflight`` (whic
 layers are refused), ``records`` (what a site holds, and its micro-batches),
 ``losses`` (one number per record), ``gradients`` (one gradient per record),
 ``selftest`` (records do not influence each other), ``units`` (from records to
-clipped units), ``steps`` (the loop), ``replay`` and ``plain`` (what simulations
-compare with), ``whole_site`` (another privacy unit: the update of the round).
+clipped units), ``local_steps`` (which tensors a step moves), ``steps`` (the loop),
+``replay`` and ``plain`` (what simulations compare with), ``whole_site`` (another
+privacy unit: the update of the round).
 """
 
 from secfed.training.gradients import FunctionalGradients, OpacusGradients
+from secfed.training.local_steps import LocalSteps
 from secfed.training.losses import ClassificationLoss, causal_lm, classification
 from secfed.training.plain import train_without_privacy
 from secfed.training.preflight import preflight
@@ -35,6 +37,7 @@ from secfed.training.whole_site import train_whole_site
 __all__ = [
     "ClassificationLoss",
     "FunctionalGradients",
+    "LocalSteps",
     "LocalUpdate",
     "OpacusGradients",
     "PrivateRecords",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from secfed.adapters import AdaptedModel
 from secfed.privacy.noise import RandomStream
 from secfed.study.sections import TrainingSection
+from secfed.training.local_steps import LocalSteps
 from secfed.training.losses import ClassificationLoss, RecordLoss
 from secfed.training.records import PrivateRecords, micro_batches
 from secfed.training.selftest import check_moved
@@ -39,6 +41,7 @@ def train_without_privacy(
     stream: RandomStream,
     *,
     loss: RecordLoss | None = None,
+    local: LocalSteps | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LocalUpdate:
     """Ordinary Adam training on the same Poisson batches: NOT PRIVATE, a baseline.
@@ -58,6 +61,7 @@ def train_without_privacy(
         records,
         batches,
         loss=loss,
+        local=local,
         progress=lambda done: progress(done, steps),
     )
 
@@ -70,6 +74,7 @@ def train_on_batches(
     batches: Iterable[NDArray[np.int64]],
     *,
     loss: RecordLoss | None = None,
+    local: LocalSteps | None = None,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> LocalUpdate:
     """``train_without_privacy`` on given batches of units: NOT PRIVATE."""
@@ -81,11 +86,13 @@ def train_on_batches(
         for n, p in chosen.items()
     ]
     optimizer = torch.optim.Adam(groups)
+    local = LocalSteps() if local is None else local
     model.train()
     steps = 0
     for batch in batches:
-        plain_step(model, optimizer, loss, records, batch)
         steps += 1
+        settle = partial(local.settle, chosen, local.moving(chosen, steps))
+        plain_step(model, optimizer, loss, records, batch, settle)
         progress(steps)
     model.eval()
     after = check_moved(model, adapter.tensors, trains, must_move=False)
@@ -112,11 +119,16 @@ def plain_step(
     loss: RecordLoss,
     records: PrivateRecords,
     batch: NDArray[np.int64],
+    settle: Callable[[], None] = lambda: None,
 ) -> None:
-    """One step on the mean loss of the drawn units' records: NOT PRIVATE."""
+    """One step on the mean loss of the drawn units' records: NOT PRIVATE.
+
+    ``settle`` is called between the gradients and the step.
+    """
     optimizer.zero_grad(set_to_none=True)
     drawn = int(np.isin(records.units, batch).sum())
     for rows, _ in micro_batches(records, batch):
         mean = loss(model, *records.batch(rows)).sum() / max(drawn, 1)
         mean.backward()  # type: ignore[no-untyped-call]
+    settle()
     optimizer.step()

@@ -5,7 +5,7 @@ Simulation only: what it computes is NOT PRIVATE and never enters a message.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -35,10 +35,22 @@ class Replay:
         }
         self.optimizer = make_optimizer(self.shadows, settings, learning_rate)
 
-    def step(self, gradients: Sequence[torch.Tensor], rank: int | None = None) -> None:
-        """One step with these gradients instead of the noisy ones."""
+    def step(
+        self,
+        gradients: Sequence[torch.Tensor | None],
+        rank: int | None = None,
+        settle: Callable[[Mapping[str, nn.Parameter]], None] = lambda _shadows: None,
+    ) -> None:
+        """One step with these gradients instead of the noisy ones.
+
+        Args:
+            gradients: In the order of the parameters; None where one rests.
+            rank: Of the site.
+            settle: What the step does with noisy gradients, done with these.
+        """
         for shadow, gradient in zip(self.shadows.values(), gradients, strict=True):
-            shadow.grad = gradient.clone()
+            shadow.grad = None if gradient is None else gradient.clone()
+        settle(self.shadows)
         cut_gradients(self.shadows, rank)
         self.optimizer.step()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from secfed.privacy.noise import RandomStream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.study.sections import TrainingSection
 from secfed.training.gradients import OpacusGradients, RecordGradients
+from secfed.training.local_steps import LocalSteps
 from secfed.training.losses import ClassificationLoss, RecordLoss
 from secfed.training.optimizers import make_optimizer
 from secfed.training.preflight import preflight
@@ -52,40 +55,60 @@ class NoisySum:
     def __init__(self, parameters: Sequence[nn.Parameter], plan: PrivacyPlan) -> None:
         self._parameters = list(parameters)
         self._plan = plan
+        self._active: list[bool] = []
         self._sums: list[torch.Tensor] = []
         self.clear()
 
-    def clear(self) -> None:
-        """Start a step: nobody has been added."""
-        self._sums = [torch.zeros(p.numel(), device=p.device) for p in self._parameters]
+    def clear(self, active: Sequence[bool] | None = None) -> None:
+        """Start a step: nobody has been added.
+
+        Args:
+            active: Which parameters take part in the step; None: all of them.
+        """
+        self._active = [True] * len(self._parameters)
+        if active is not None:
+            self._active = list(active)
+        self._sums = [torch.zeros(p.numel(), device=p.device) for p in self._chosen()]
+
+    def _chosen(self) -> list[nn.Parameter]:
+        return list(compress(self._parameters, self._active))
 
     def add(self, samples: Sequence[torch.Tensor], unit_of_row: torch.Tensor) -> None:
         """Add the clipped contributions of whole units.
 
         Args:
-            samples: Per parameter the gradients of a micro-batch's records.
+            samples: Per parameter the gradients of a micro-batch's records; those of
+                parameters that take no part are ignored, also by the clipping.
             unit_of_row: Each record's unit within the micro-batch.
         """
-        units = unit_means(samples, unit_of_row)
+        units = unit_means(list(compress(samples, self._active)), unit_of_row)
         sums = clipped_sums(units, self._plan.clipping)
         for total, part in zip(self._sums, sums, strict=True):
             total.add_(part)
 
-    def clean(self) -> list[torch.Tensor]:
-        """The sum over the expected batch, without noise. Private: simulation only."""
+    def clean(self) -> list[torch.Tensor | None]:
+        """The sum over the expected batch, without noise. Private: simulation only.
+
+        None for a parameter that takes no part.
+        """
+        sums = iter(self._sums)
         return [
-            (total / self._plan.expected_batch).view_as(parameter)
-            for total, parameter in zip(self._sums, self._parameters, strict=True)
+            (next(sums) / self._plan.expected_batch).view_as(parameter)
+            if active
+            else None
+            for parameter, active in zip(self._parameters, self._active, strict=True)
         ]
 
     def release(self, stream: RandomStream) -> None:
-        """Set the gradients to ``(sum + noise) / expected batch``."""
-        size = sum(parameter.numel() for parameter in self._parameters)
-        drawn = torch.from_numpy(self._plan.noise(stream, size)).float()
-        parts = torch.split(drawn, [p.numel() for p in self._parameters])
-        for parameter, total, noise in zip(
-            self._parameters, self._sums, parts, strict=True
-        ):
+        """Set the gradients to ``(sum + noise) / expected batch``, or to None."""
+        for parameter in self._parameters:
+            parameter.grad = None  # Also of the step before: it was used there.
+        chosen = self._chosen()
+        drawn = torch.from_numpy(
+            self._plan.noise(stream, sum(parameter.numel() for parameter in chosen))
+        ).float()
+        parts = torch.split(drawn, [parameter.numel() for parameter in chosen])
+        for parameter, total, noise in zip(chosen, self._sums, parts, strict=True):
             noisy = total + noise.to(total.device)
             parameter.grad = (noisy / self._plan.expected_batch).view_as(parameter)
 
@@ -102,6 +125,7 @@ def train_privately(
     *,
     loss: RecordLoss | None = None,
     rank: int | None = None,
+    local: LocalSteps | None = None,
     keep_noiseless: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LocalUpdate:
@@ -110,8 +134,9 @@ def train_privately(
     1. load the received adapter, let only ``trains`` require gradients;
     2. refuse layers that cannot be trained privately; test that records are
        independent;
-    3. per step: Poisson batch, per-record gradients, clip, sum, noise, step;
-    4. after the first step and after the last one, check that the trained tensors
+    3. per step: Poisson batch, per-record gradients, clip, sum, noise, step, all of it
+       for the tensors that the step moves;
+    4. after the first step and after the last one, check that what was to move so far
        moved and nothing else did.
 
     Args:
@@ -126,6 +151,9 @@ def train_privately(
         loss: One number per record; unweighted cross-entropy by default.
         rank: Of this site; both factors stay zero beyond it. None: that of the
             tensors.
+        local: Which tensors a step moves, and how noisy gradients are smoothed; None:
+            all of them, as they are. Every trained tensor goes through the checks of
+            2, so they hold for every step.
         keep_noiseless: Also replay the steps without noise (simulation only).
         progress: Called with (steps done, steps in all).
 
@@ -138,6 +166,7 @@ def train_privately(
     chosen = model.set_trainable(trains)
     loss = ClassificationLoss() if loss is None else loss
     optimizer = make_optimizer(chosen, settings, learning_rate)
+    local = LocalSteps() if local is None else local
     replay = Replay(chosen, settings, learning_rate) if keep_noiseless else None
     total = NoisySum(list(chosen.values()), plan)
     # 2
@@ -146,17 +175,22 @@ def train_privately(
     with OpacusGradients(model, chosen) as gradients:
         check_independence(gradients, loss, records)
         # 3
+        moved: frozenset[str] = frozenset()
         for step in range(1, plan.steps_per_round + 1):
+            moving = local.moving(chosen, step)
+            total.clear([name in moving for name in chosen])
             _sum_batch(gradients, loss, records, plan, stream, total)
             if replay is not None:
-                replay.step(total.clean(), rank)
+                replay.step(total.clean(), rank, partial(local.settle, moving=moving))
             total.release(stream)
+            local.settle(chosen, moving)
             cut_gradients(chosen, rank)
             optimizer.step()
+            moved |= moving
             # 4
             if step in {1, plan.steps_per_round}:
                 frozen.check()
-                after = check_moved(model, adapter.tensors, trains)
+                after = check_moved(model, adapter.tensors, moved)
             progress(step, plan.steps_per_round)
     change = {name: after[name] - adapter.tensors[name] for name in chosen}
     noiseless = None if replay is None else replay.change(adapter)
@@ -172,7 +206,6 @@ def _sum_batch(
     total: NoisySum,
 ) -> None:
     """Draw a batch of units and sum their contributions; nobody may be drawn."""
-    total.clear()
     drawn = plan.sample_units(stream, records.num_units)
     for rows, unit_of_row in micro_batches(records, drawn):
         total.add(gradients(loss, records.batch(rows)), unit_of_row)
