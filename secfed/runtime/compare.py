@@ -26,7 +26,7 @@ from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, open_budget, prepare, with_seed_of
 from secfed.signing import load_or_create
-from secfed.strategies import check_maskable, get_strategy
+from secfed.strategies import check_maskable, get_strategy, strategy_of
 from secfed.study import Study
 
 __all__ = ["plan_arms", "run_comparison"]
@@ -98,7 +98,8 @@ def plan_arms(
     """Every arm of a comparison, baselines last, seed by seed.
 
     Raises:
-        StudyError: A method is unknown, cannot be masked, or has no learning rate.
+        StudyError: A method is unknown, cannot be masked, has no learning rate, or
+            does not fit the study.
         PolicyError: The non-private baseline is asked for on records that are
             not public.
     """
@@ -127,6 +128,8 @@ def plan_arms(
         if NON_PRIVATE in baselines:
             upper = own.with_method(_UPPER_BOUND)
             arms.append(Arm(f"{NON_PRIVATE}{suffix}", upper, "non-private", seed))
+    for arm in arms:
+        strategy_of(arm.study)
     return tuple(arms)
 
 

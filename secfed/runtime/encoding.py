@@ -46,7 +46,10 @@ rotation and width are those above.
 
 Without privacy nothing hides the rounding, and the products of factors that some
 rules send have no such law: 32 bits and a wide range. The head beside such products
-has its law under every rule, and a scale that makes the wide range its own.
+has its law under every rule, and a scale that makes the wide range its own. A rule that
+moves a tensor in some steps only, or smooths its noise, sends smaller numbers with less
+noise than the laws say: the range holds, but what hides the rounding is not known, so
+32 bits.
 """
 
 from __future__ import annotations
@@ -187,7 +190,8 @@ def ring_bits_for(
         return WIDE_RING_BITS
     if study.secagg.ring_bits:
         return study.secagg.ring_bits
-    if not strategy_of(study).linear:
+    strategy = strategy_of(study)
+    if not (strategy.linear and strategy.plain_steps):
         return WIDE_RING_BITS
     law = _law(study, plans)
     chosen, hidden = study.secagg.clip_range, law.hidden

@@ -101,7 +101,8 @@ def run_arm(
         if not (arm_dir / "report.html").exists():  # a crash may have come between
             build_report(arm_dir)
         record.seal()
-        return record.summary(trained_names(strategy, start.adapter, 1))
+        trains = trained_names(strategy, start.adapter, 1)
+        return record.summary(sum(start.adapter.tensors[n].size for n in trains))
 
 
 def _play(
@@ -209,7 +210,7 @@ def _noise(
         [update.change for update in updates],
         clean,
         trains,
-        levels=_levels(record, survivors, trains),
+        levels=_levels(record, survivors, trains) if strategy.plain_steps else None,
         initial=prepared.start,
     )
     return report.to_json()

@@ -9,7 +9,7 @@ round counts as spent, is recorded as interrupted, and is not repeated.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -285,14 +285,13 @@ class ArmRecord:
         head = self._ledger.entries()[-1].digest
         write_manifest(self._directory, self.arm.study.digest(), head, self._key)
 
-    def summary(self, trains: Sequence[str]) -> dict[str, Any]:
-        """The arm's object of ``comparison.json``."""
+    def summary(self, trainable: int) -> dict[str, Any]:
+        """The arm's object of ``comparison.json``; ``trainable`` numbers at a site."""
         lines = self._lines()
         last = lines[-1]
         epsilon: dict[str, float] = {}
         for line in lines:
             epsilon |= line["epsilon"]
-        tensors = self._prepared.start.tensors
         return {
             "name": self.arm.name,
             "method": self.arm.study.training.method,
@@ -306,7 +305,7 @@ class ArmRecord:
             "bytes_up": sum(line["bytes_up"] for line in lines),
             "bytes_down": sum(line["bytes_down"] for line in lines),
             "seconds": sum(line["seconds"] for line in lines),
-            "trainable": int(sum(tensors[name].size for name in trains)),
+            "trainable": trainable,
         }
 
     # ---------------------------------------------------------------- inside

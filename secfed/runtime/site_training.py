@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from secfed.client import Contribution, Site
 from secfed.report.results import HEAD_ONLY
@@ -12,6 +14,7 @@ from secfed.runtime.setup import Prepared, random_stream
 from secfed.strategies.base import ServerState, SiteView, Strategy, trained_names
 from secfed.study.sections import TrainingSection
 from secfed.training import (
+    LocalSteps,
     LocalUpdate,
     train_privately,
     train_whole_site,
@@ -40,7 +43,12 @@ def contribute(
     view = replace(view, rank=strategy.rank_at(view))
     start = strategy.start(before.adapter, view)
     trains = trained_names(strategy, before.adapter, round_number)
-    update = _train(arm, prepared, site, start, trains, view)
+    local = LocalSteps(
+        strategy.active,
+        strategy.smoothing,
+        first=1 + (round_number - 1) * arm.study.training.steps_per_round,
+    )
+    update = _train(arm, prepared, site, start, trains, view, local)
     kept.write(round_number, strategy.kept(start, update.change, view))
     payload = strategy.payload(before.adapter, start, update.change)
     return Contribution(update=update, payload=payload)
@@ -61,6 +69,7 @@ def _train(
     start: Adapter,
     trains: tuple[str, ...],
     view: SiteView,
+    local: LocalSteps,
 ) -> LocalUpdate:
     stream = random_stream(arm.study, arm.name, str(view.round), site.name, "training")
     if not arm.private:
@@ -73,8 +82,11 @@ def _train(
             site.plan.nominal_units,
             stream,
             loss=prepared.loss,
+            local=local,
         )
-    private = train_whole_site if site.plan.unit == "site" else train_privately
+    private: Callable[..., LocalUpdate] = partial(train_privately, local=local)
+    if site.plan.unit == "site":  # No step is noisy: ``strategy_of`` checked the rule.
+        private = train_whole_site
     return private(
         prepared.model,
         start,

@@ -14,9 +14,13 @@ from secfed.strategies.base import (
     sent_names,
     trained_names,
 )
+from secfed.strategies.fed_sb import FedSb
 from secfed.strategies.fedavg import FedAvg
 from secfed.strategies.fedex_lora import FedExLora
+from secfed.strategies.fedrot_lora import FedRotLora
 from secfed.strategies.fedsa_lora import FedSaLora, FedSaLoraB
+from secfed.strategies.fedsvd import FedSvd
+from secfed.strategies.ffa_fresh import FfaFresh
 from secfed.strategies.ffa_lora import FfaLora
 from secfed.strategies.ffb_lora import FfbLora
 from secfed.strategies.flexlora import FlexLora
@@ -24,10 +28,19 @@ from secfed.strategies.flexlora_sketch import FlexLoraSketch
 from secfed.strategies.flora import Flora
 from secfed.strategies.head_only import HeadOnly
 from secfed.strategies.hetlora import HetLora
+from secfed.strategies.la_lora import LaLora
 from secfed.strategies.local import Local
 from secfed.strategies.lora_fair import LoraFair
 from secfed.strategies.rolora import RoLora
+from secfed.strategies.server_optimizer import (
+    FedAdam,
+    FedAvgM,
+    ServerOptimizer,
+    WithServerOptimizer,
+    adds_means,
+)
 from secfed.study import Study
+from secfed.study.sections import TrainingSection
 
 __all__ = [
     "STRATEGIES",
@@ -54,6 +67,11 @@ STRATEGIES: Mapping[str, Strategy] = {
     "hetlora": HetLora(),
     "fedex-lora": FedExLora(),
     "lora-fair": LoraFair(),
+    "fedsvd": FedSvd(),
+    "ffa-fresh": FfaFresh(),
+    "fed-sb": FedSb(),
+    "fedrot-lora": FedRotLora(),
+    "la-lora": LaLora(),
     "local": Local(),
     "head-only": HeadOnly(),
     "flora": Flora(),
@@ -85,14 +103,47 @@ def get_strategy(
 
 
 def strategy_of(study: Study) -> Strategy:
-    """The rule of a study, told the ranks of its sites.
+    """The rule of a study, told its sites' ranks, with the coordinator's optimizer.
 
     Raises:
-        StudyError: There is no such rule.
+        StudyError: There is no such rule, or it does not fit the privacy unit or the
+            optimizer.
     """
     own, full = study.adapter.ranks or {}, study.adapter.r
     ranks = [own.get(site, full) for site in study.sites]
-    return get_strategy(study.training.method).for_sites(ranks)
+    rule = get_strategy(study.training.method).for_sites(ranks)
+    if study.privacy.unit == "site" and not rule.plain_steps:
+        raise StudyError(
+            "study",
+            "privacy.unit",
+            f"{rule.name} changes what single noisy steps do, and where the unit is "
+            "the site no step is noisy; choose another method or a smaller unit",
+        )
+    optimizer = _optimizer(study.training)
+    if optimizer is None:
+        return rule
+    if not adds_means(rule):
+        able = [name for name, known in STRATEGIES.items() if adds_means(known)]
+        raise StudyError(
+            "study",
+            "training.server_optimizer",
+            f"{rule.name} does not add the mean of what is sent, and only that can go "
+            f"through {optimizer.title}; it works with {', '.join(able)}",
+        )
+    return WithServerOptimizer(rule, optimizer)
+
+
+def _optimizer(training: TrainingSection) -> ServerOptimizer | None:
+    """A study's optimizer at the coordinator; its keys were checked with the study."""
+    rate = training.server_learning_rate
+    if training.server_optimizer is None or rate is None:
+        return None
+    if training.server_optimizer == "fedavgm":
+        momentum = training.server_momentum
+        return FedAvgM(rate) if momentum is None else FedAvgM(rate, momentum)
+    betas, tau = training.server_betas, training.server_tau
+    default = FedAdam(rate)
+    return FedAdam(rate, betas or default.betas, tau or default.tau)
 
 
 def check_maskable(

@@ -105,6 +105,11 @@ class Strategy:
         personal: Whether sites end with models of their own; scores are means over
             the sites' models.
         uses_base: Whether ``init`` needs the frozen weights.
+        plain_steps: Whether every trained tensor moves in every local step, by its
+            noisy gradient as it is. Else ``active`` and ``smoothing`` say what moves,
+            and the closed forms for SGD bound the noise but do not equal it.
+        smoothing: Weights of a low-pass filter over the noisy gradients of the
+            factors, along the module's inputs or outputs; empty: none.
     """
 
     name: ClassVar[str]
@@ -117,6 +122,8 @@ class Strategy:
     unequal_ranks: ClassVar[bool] = False
     personal: ClassVar[bool] = False
     uses_base: ClassVar[bool] = False
+    plain_steps: ClassVar[bool] = True
+    smoothing: ClassVar[tuple[float, ...]] = ()
 
     def for_sites(self, _ranks: Sequence[int], /) -> Self:
         """This rule for the sites of a study; most rules need not know them.
@@ -133,6 +140,13 @@ class Strategy:
     def trains(self, tensor: str, round_number: int, /) -> bool:
         """Whether sites train, clip and noise this tensor in this round."""
         raise NotImplementedError
+
+    def active(self, _tensor: str, _step: int, /) -> bool:
+        """Whether a trained tensor is clipped, noised and moved in a local step.
+
+        Steps are numbered from 1 through all rounds of a study.
+        """
+        return True
 
     def init(
         self, adapter: Adapter, _seed: int, _base: BaseWeights = NO_WEIGHTS, /

@@ -45,6 +45,11 @@ METHODS: Final = (
     "hetlora",
     "fedex-lora",
     "lora-fair",
+    "fedsvd",
+    "ffa-fresh",
+    "fed-sb",
+    "fedrot-lora",
+    "la-lora",
     "local",
     "head-only",
 )
@@ -71,6 +76,12 @@ MIN_UNITS: Final = 10
 """Below ten people an aggregate is about persons, not about a population."""
 
 
+def _none_as_missing(value: object) -> object:
+    # "none" is what a study that says nothing means, and equal studies have equal
+    # digests.
+    return None if value == "none" else value
+
+
 def _list_as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -83,6 +94,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SiteNames = Annotated[tuple[SiteName, ...], BeforeValidator(_list_as_tuple)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_as_tuple)]
@@ -281,12 +293,43 @@ class TrainingSection(Table):
     steps_per_round: Count
     expected_batch: Count
     optimizer: Literal["sgd", "adam"] = "adam"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Decay = 0.0
     head_learning_rate: Positive
     # Public, by label; a label that is not named weighs 1. Counted from private
     # records they would be a release of their own.
     class_weights: Mapping[str, Positive] | None = None
     learning_rate: Mapping[str, Positive] = Field(default_factory=dict)
+    # What the coordinator does with the mean change, and its settings.
+    server_optimizer: Annotated[
+        Literal["fedavgm", "fedadam"] | None, BeforeValidator(_none_as_missing)
+    ] = None
+    server_learning_rate: Positive | None = None
+    server_momentum: Decay | None = None
+    server_betas: Annotated[
+        tuple[Decay, Decay] | None, BeforeValidator(_list_as_tuple)
+    ] = None
+    server_tau: Positive | None = None
+
+    @model_validator(mode="after")
+    def _server(self) -> Self:
+        chosen = self.server_optimizer
+        owners = {
+            "server_learning_rate": ("fedavgm", "fedadam"),
+            "server_momentum": ("fedavgm",),
+            "server_betas": ("fedadam",),
+            "server_tau": ("fedadam",),
+        }
+        for key, names in owners.items():
+            if getattr(self, key) is not None and chosen not in names:
+                raise ContradictionError(
+                    key,
+                    f"belongs to server_optimizer = {' or '.join(map(repr, names))}",
+                )
+        if chosen is not None and self.server_learning_rate is None:
+            raise ContradictionError(
+                "server_learning_rate", f"required with server_optimizer = {chosen!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _methods(self) -> Self:

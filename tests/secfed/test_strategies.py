@@ -24,7 +24,10 @@ MODULES = ("layer.0.query", "layer.1.value")
 AVERAGING = [  # They send all that they train, and add its mean.
     name
     for name, rule in STRATEGIES.items()
-    if rule.needs == "sum" and not rule.personal and type(rule).apply is Strategy.apply
+    if rule.needs == "sum"
+    and not rule.personal
+    and not rule.uses_base
+    and type(rule).apply is Strategy.apply
 ]
 SITES, OUT, IN, R = 4, 7, 6, 3
 KNOWN_FFB_ENTRY = 0.0240923483  # Seed 5, module layer.0.query, entry (0, 0).
@@ -168,9 +171,10 @@ def test_what_each_rule_trains(name, factors_by_round):
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_training_starts_from_the_base_model(name):
-    state = get_strategy(name).for_sites([R] * SITES).init(initial(), 5)
+    base = {module: np.eye(OUT, IN, dtype=np.float32) for module in MODULES}
+    state = get_strategy(name).for_sites([R] * SITES).init(initial(), 5, base)
     assert state.round == 0
-    assert all(not product(state.adapter, module).any() for module in MODULES)
+    assert all(not state.adapter.delta(module).any() for module in MODULES)
 
 
 def test_ffb_starts_the_other_way_round():
@@ -261,6 +265,11 @@ def test_names_are_the_keys_and_every_rule_has_a_reference():
         "head-only",
         "local",
         "flora",
+        "fedsvd",
+        "ffa-fresh",
+        "fed-sb",
+        "fedrot-lora",
+        "la-lora",
     }
     for name, strategy in STRATEGIES.items():
         assert strategy.name == name
