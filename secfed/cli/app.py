@@ -8,7 +8,7 @@ from typing import Final, TextIO
 
 import typer
 
-from secfed.cli import budgets, evidence, planning, runs
+from secfed.cli import budgets, evidence, methods, planning, runs
 from secfed.cli.amplification import amplification
 from secfed.cli.output import SecfedGroup, tell
 
@@ -44,7 +44,7 @@ app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
 app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
-app.command("strategies")(evidence.strategies)
+app.command("strategies")(methods.strategies)
 app.command("verify")(evidence.verify)
 app.command("version")(evidence.version)
 

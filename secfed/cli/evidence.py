@@ -15,7 +15,7 @@ from secfed.errors import VerificationError
 if TYPE_CHECKING:
     from secfed.verify import VerificationReport
 
-__all__ = ["report", "strategies", "verify", "version"]
+__all__ = ["report", "verify", "version"]
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
@@ -41,26 +41,6 @@ def report(
         print_json({"report": str(path)})
     else:
         show(f"report: {path}")
-
-
-def strategies(*, as_json: AsJson = False) -> None:
-    """List the aggregation methods.
-
-    Example: secfed strategies
-    """
-    from secfed.strategies import STRATEGIES  # noqa: PLC0415
-
-    if as_json:
-        keys = ("name", "title", "exact", "needs", "refusal", "reference")
-        listed = [{k: getattr(s, k) for k in keys} for s in STRATEGIES.values()]
-        print_json({"strategies": listed})
-        return
-    for strategy in STRATEGIES.values():
-        exact = "exact" if strategy.exact else "not exact"
-        show(Text.assemble((strategy.name, "bold"), f"  {strategy.title}"))
-        show(Text(f"    {exact} under sums; {strategy.reference}"))
-        if strategy.refusal:
-            show(Text(f"    refused under masking: {strategy.refusal}"))
 
 
 def verify(

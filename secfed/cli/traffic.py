@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from secfed.study import Study
     from secfed.types import Adapter
 
-__all__ = ["numbers_sent", "upload_bytes"]
+_NARROW_BYTES, _WIDE_BYTES = 2, 4
+
+__all__ = ["numbers_sent", "round_sizes", "upload_bytes"]
 
 
 def numbers_sent(study: Study, base_dir: Path) -> int | None:
@@ -56,6 +58,32 @@ def upload_bytes(
     except CodecError:
         return None
     return codec.length * codec.ring_bits // 8
+
+
+def round_sizes(study: Study, base_dir: Path, method: str) -> dict[str, int] | None:
+    """What one site sends and gets in the first round of another method.
+
+    Returns:
+        ``numbers_up``, ``bytes_up`` and ``bytes_down``; None where the method cannot be
+        masked or the model is not here.
+    """
+    from secfed.strategies import strategy_of  # noqa: PLC0415
+
+    training = study.training.model_copy(update={"method": method})
+    own = study.model_copy(update={"training": training})
+    strategy = strategy_of(own)
+    adapter = None if strategy.refusal else _public_shapes(own, base_dir)
+    if adapter is None:
+        return None
+    numbers = sum(map(math.prod, strategy.shapes(adapter, 1).values()))
+    narrow = strategy.linear and strategy.plain_steps
+    width = _NARROW_BYTES if narrow else _WIDE_BYTES
+    down = sum(value.nbytes for value in adapter.tensors.values())
+    return {
+        "numbers_up": numbers,
+        "bytes_up": width * numbers,
+        "bytes_down": down if numbers else 0,
+    }
 
 
 def _public_shapes(study: Study, base_dir: Path) -> Adapter | None:

@@ -96,6 +96,8 @@ class Strategy:
         name: In a study file.
         title: What it does, in one line.
         reference: Where it was published.
+        cost: Operations of the coordinator for one module after the masked vectors are
+            there: n sites, W of (d, k), rank r, sketches p and q wide.
         exact: Whether the aggregated product is the mean of the sites' products.
         needs: What the coordinator must learn.
         refusal: Why masked aggregation cannot serve this rule; empty when it can.
@@ -115,6 +117,7 @@ class Strategy:
     name: ClassVar[str]
     title: ClassVar[str]
     reference: ClassVar[str]
+    cost: ClassVar[str]
     exact: ClassVar[bool] = True
     needs: ClassVar[Needs] = "sum"
     refusal: ClassVar[str] = ""

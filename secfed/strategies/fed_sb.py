@@ -41,6 +41,7 @@ class FedSb(Strategy):
     name: ClassVar[str] = "fed-sb"
     title: ClassVar[str] = "train an r x r core between singular vectors of the base"
     reference: ClassVar[str] = "Fed-SB, Singhal et al. 2025 (arXiv 2502.15436)"
+    cost: ClassVar[str] = "n r^2"
     uses_base: ClassVar[bool] = True
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:

@@ -26,6 +26,7 @@ class FedAvg(Strategy):
     name: ClassVar[str] = "fedavg"
     title: ClassVar[str] = "train A and B, average each factor"
     reference: ClassVar[str] = "McMahan et al. 2016; FedIT, Zhang et al., ICASSP 2024"
+    cost: ClassVar[str] = "n r (d + k)"
     exact: ClassVar[bool] = False
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:

@@ -51,6 +51,7 @@ class FedExLora(Strategy):
         "train A and B, average A, B and B A; the difference goes into the weights"
     )
     reference: ClassVar[str] = "FedEx-LoRA, Singhal et al., ACL 2025 (arXiv 2410.09432)"
+    cost: ClassVar[str] = "n r (d + k) + n d k + d k r"
     linear: ClassVar[bool] = False
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:

@@ -39,6 +39,7 @@ class FedRotLora(Strategy):
     name: ClassVar[str] = "fedrot-lora"
     title: ClassVar[str] = "train A and B, turn them alike, average each factor"
     reference: ClassVar[str] = "FedRot-LoRA, Zhang et al., ICML 2026 (arXiv 2602.23638)"
+    cost: ClassVar[str] = "n r (d + k)"
     exact: ClassVar[bool] = False
     linear: ClassVar[bool] = False
 

@@ -31,6 +31,7 @@ class FedSaLora(Strategy):
     name: ClassVar[str] = "fedsa-lora"
     title: ClassVar[str] = "train A and B, average A; B stays at the site"
     reference: ClassVar[str] = "FedSA-LoRA, Guo et al., ICLR 2025 (arXiv 2410.01463)"
+    cost: ClassVar[str] = "n k r"
     personal: ClassVar[bool] = True
 
     own: ClassVar[str] = LORA_B
@@ -55,4 +56,5 @@ class FedSaLoraB(FedSaLora):
     name: ClassVar[str] = "fedsa-lora-b"
     title: ClassVar[str] = "train A and B, average B; A stays at the site (ablation)"
     reference: ClassVar[str] = "ablation of Guo et al., ICLR 2025 (arXiv 2410.01463)"
+    cost: ClassVar[str] = "n d r"
     own: ClassVar[str] = LORA_A

@@ -50,6 +50,7 @@ class FedSvd(Strategy):
     name: ClassVar[str] = "fedsvd"
     title: ClassVar[str] = "train B; A becomes the right singular vectors of B A"
     reference: ClassVar[str] = "FedSVD, Lee et al., NeurIPS 2025 (arXiv 2505.12805)"
+    cost: ClassVar[str] = "n d r + SVD(d, r)"
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """B and the head, in every round."""

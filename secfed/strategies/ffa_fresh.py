@@ -52,6 +52,7 @@ class FfaFresh(Strategy):
     reference: ClassVar[str] = (
         "ours; relatives ReLoRA, ICLR 2024, and Flora (Hao et al.), ICML 2024"
     )
+    cost: ClassVar[str] = "n d r + d k r"
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """B and the head, in every round."""

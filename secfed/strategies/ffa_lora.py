@@ -25,6 +25,7 @@ class FfaLora(Strategy):
     name: ClassVar[str] = "ffa-lora"
     title: ClassVar[str] = "train B only; A is random, shared and frozen"
     reference: ClassVar[str] = "Sun et al., ICLR 2024 (arXiv 2403.12313)"
+    cost: ClassVar[str] = "n d r"
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """B and the head, in every round."""

@@ -31,6 +31,7 @@ class FfbLora(Strategy):
     name: ClassVar[str] = "ffb-lora"
     title: ClassVar[str] = "train A only; B is random, shared and frozen"
     reference: ClassVar[str] = "ablation of Sun et al., ICLR 2024 (arXiv 2403.12313)"
+    cost: ClassVar[str] = "n k r"
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """A and the head, in every round."""

@@ -43,6 +43,7 @@ class FlexLora(Strategy):
         "train A and B, average B A; exact, then cut to rank r by singular values"
     )
     reference: ClassVar[str] = "FlexLoRA, Bai et al., NeurIPS 2024 (arXiv 2402.11505)"
+    cost: ClassVar[str] = "n d k + SVD(d, k)"
     exact: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     unequal_ranks: ClassVar[bool] = True

@@ -84,6 +84,7 @@ class FlexLoraSketch(Strategy):
     reference: ClassVar[str] = (
         "Bai et al., NeurIPS 2024 (arXiv 2402.11505); sketches: Tropp et al. 2017"
     )
+    cost: ClassVar[str] = "n (d p + q k) + SVD(d, p)"
     exact: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     unequal_ranks: ClassVar[bool] = True

@@ -27,6 +27,7 @@ class Flora(Strategy):
     name: ClassVar[str] = "flora"
     title: ClassVar[str] = "stack every site's A and B (refused: needs single updates)"
     reference: ClassVar[str] = "FLoRA, Wang et al. 2024 (arXiv 2409.05976)"
+    cost: ClassVar[str] = "refused"
     needs: ClassVar[Needs] = "singles"
     refusal: ClassVar[str] = (
         "it stacks the factors of every site, so the coordinator would have to see "

@@ -80,6 +80,7 @@ class HetLora(Strategy):
         "train A and B at unequal ranks, average both with weights |B A|"
     )
     reference: ClassVar[str] = "HetLoRA, Cho et al., EMNLP 2024 (arXiv 2401.06432)"
+    cost: ClassVar[str] = "n r (d + k)"
     exact: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     unequal_ranks: ClassVar[bool] = True

@@ -39,6 +39,7 @@ class LaLora(Strategy):
     name: ClassVar[str] = "la-lora"
     title: ClassVar[str] = "train B and A in alternate local steps, smooth the noise"
     reference: ClassVar[str] = "LA-LoRA, Liu et al., ICLR 2026 (arXiv 2602.19926)"
+    cost: ClassVar[str] = "n r (d + k)"
     exact: ClassVar[bool] = False
     plain_steps: ClassVar[bool] = False
     smoothing: ClassVar[tuple[float, ...]] = tuple(w / 16 for w in (1, 4, 6, 4, 1))

@@ -24,6 +24,7 @@ class Local(Strategy):
     name: ClassVar[str] = "local"
     title: ClassVar[str] = "train A and B at every site alone, send nothing (baseline)"
     reference: ClassVar[str] = "baseline of Guo et al., ICLR 2025 (arXiv 2410.01463)"
+    cost: ClassVar[str] = "nothing"
     needs: ClassVar[Needs] = "nothing"
     personal: ClassVar[bool] = True
 

@@ -58,6 +58,7 @@ class LoraFair(Strategy):
         "train A and B, average both, then correct B towards the mean of B A (ridge)"
     )
     reference: ClassVar[str] = "LoRA-FAIR, Bian et al., ICCV 2025 (arXiv 2411.14961)"
+    cost: ClassVar[str] = "n r (d + k) + n d k + d k r"
     exact: ClassVar[bool] = False
     linear: ClassVar[bool] = False
 

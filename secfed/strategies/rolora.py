@@ -25,6 +25,7 @@ class RoLora(Strategy):
     name: ClassVar[str] = "rolora"
     title: ClassVar[str] = "train B in odd rounds, A in even rounds"
     reference: ClassVar[str] = "RoLoRA, Chen et al. 2024 (arXiv 2502.01755)"
+    cost: ClassVar[str] = "n d r, n k r in turn"
 
     def trains(self, tensor: str, round_number: int, /) -> bool:
         """The active factor and the head."""

@@ -153,6 +153,22 @@ def test_strategies_are_all_listed_with_the_reason_of_a_refusal():
     }
 
 
+def test_strategies_of_a_study_say_what_each_would_send(packages):
+    study = EXAMPLE
+    listed = json.loads(call("strategies", study, "--json").stdout)["strategies"]
+    up = {entry["name"]: entry.get("numbers_up") for entry in listed}
+    # Four modules of 384 x 384 at rank 8, and a head of 21 chapters.
+    head = 21 * 385
+    assert up["ffa-lora"] == head + 4 * 8 * 384
+    assert up["fedavg"] == head + 8 * 8 * 384
+    assert up["flexlora"] == head + 4 * 384 * 384
+    assert up["fed-sb"] == head + 4 * 8 * 8
+    assert up["local"] == 0
+    assert up["flora"] is None  # refused
+    table = call("strategies", study).stdout
+    assert f"{up['flexlora']:,}" in table
+
+
 def test_no_colour_outside_a_terminal():
     for arguments in (["strategies"], ["verify", FIXTURE], ["run", "missing.toml"]):
         result = call(*arguments)
