@@ -30,12 +30,16 @@ class StudyData:
         label_names: Class names, in the order of the head's rows.
         nominal_units: Public number of units by site: declared by the study, or
             counted where the text itself is public.
+        rows: Which rows of the source each site holds, counted from 1. Private.
+        holdout_rows: The rows of the test set.
     """
 
     sites: Mapping[str, SiteData]
     holdout: LabelledTexts
     label_names: tuple[str, ...]
     nominal_units: Mapping[str, int]
+    rows: Mapping[str, tuple[int, ...]]
+    holdout_rows: tuple[int, ...]
 
 
 def load_sites(study: Study, base_dir: Path) -> StudyData:
@@ -52,6 +56,7 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
     section, privacy = study.data, study.privacy
     # 1. All records, checked.
     table = load_icd10cm() if section.is_builtin else load_external(section, base_dir)
+    table = table.numbered()
     # 2. The public test set first, so that it does not depend on max_records.
     training, holdout = split_holdout(table, section.holdout.fraction, section.seed)
     holdout = at_most(
@@ -59,12 +64,13 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
     )
     training = at_most(training, section.max_records, section.seed, "records")
     # 3. Sites; the cap comes after, because it is a promise of each site.
-    sites = {}
+    sites, rows_of = {}, {}
     for site, rows in assign_sites(training, section).items():
         own = cap_units(
             training.select(rows), privacy.max_records_per_unit, section.seed
         )
         sites[site] = _site_data(site, own)
+        rows_of[site] = own.row_numbers()
     return StudyData(
         sites=sites,
         holdout=holdout.labelled(),
@@ -73,6 +79,8 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
             privacy.nominal_units
             or {site: data.num_units for site, data in sites.items()}
         ),
+        rows=rows_of,
+        holdout_rows=holdout.row_numbers(),
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ def assign_sites(
         # A person with several labels goes where the label of one record says.
         label_of = np.zeros(len(units), dtype=np.int64)
         label_of[position_of[::-1]] = table.labels[::-1]
-        divide = _home if partition.kind == "home" else _dirichlet
+        divide = _DIVIDE[partition.kind]
         owner = divide(units, label_of, table.label_names, partition, section.seed)
         owner = owner[position_of]
     return {
@@ -139,39 +140,137 @@ def _home(
 def _dirichlet(
     units: Sequence[str],
     label_of: NDArray[np.int64],
-    _label_names: tuple[str, ...],
+    label_names: tuple[str, ...],
     partition: PartitionSection,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Shares of every label drawn from Dirichlet(alpha) (Yurochkin et al., 2019)."""
-    # Read when the library is first imported: nothing may call home.
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import datasets  # noqa: PLC0415 (two seconds that other partitions need not pay)
-    from flwr_datasets.partitioner import DirichletPartitioner  # noqa: PLC0415
+    """Shares of every label drawn from Dirichlet(alpha) (Yurochkin et al., 2019).
 
+    ``alpha`` 0 is the limit in which a label is at one site only.
+    """
+    if partition.alpha == 0:
+        return _by_label(units, label_of, label_names, partition, seed)
     num_sites = len(partition.sites)
     alpha = partition.alpha or 0.0
-    divider = DirichletPartitioner(
-        num_partitions=num_sites,
-        partition_by="label",
-        alpha=alpha,
-        min_partition_size=_MIN_DIRICHLET_UNITS,
-        seed=seed,
-    )
-    divider.dataset = datasets.Dataset.from_dict(
-        {"label": label_of.tolist(), "position": list(range(len(units)))}
-    )
-    owner = np.zeros(len(units), dtype=np.int64)
     try:
-        with warnings.catch_warnings():
-            # It warns at every retry; the last failure is an error below.
-            warnings.simplefilter("ignore", UserWarning)
-            for index in range(num_sites):
-                owner[list(divider.load_partition(index)["position"])] = index
+        return _divided(
+            lambda partitioner: partitioner.DirichletPartitioner(
+                num_partitions=num_sites,
+                partition_by="label",
+                alpha=alpha,
+                min_partition_size=_MIN_DIRICHLET_UNITS,
+                seed=seed,
+            ),
+            np.arange(len(units)),
+            label_of,
+            num_sites,
+        )
     except ValueError as error:
         raise DataError(
             f"data.partition: no Dirichlet draw with alpha {alpha:g} gives all "
             f"{num_sites} sites {_MIN_DIRICHLET_UNITS} units; raise alpha"
         ) from error
+
+
+def _by_label(
+    units: Sequence[str],
+    label_of: NDArray[np.int64],
+    label_names: tuple[str, ...],
+    partition: PartitionSection,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Labels dealt to sites round robin, in the order of the classes.
+
+    Label l is at site l mod n. Where there are fewer labels than sites, sites are
+    dealt to labels instead: site j holds a share of label j mod L, so that every
+    site has one label and every label is divided evenly among its sites.
+    """
+    num_sites, num_labels = len(partition.sites), len(label_names)
+    first = label_of % num_sites
+    sharing = np.maximum(1, -(-(num_sites - first) // num_labels))
+    draws = stable_uniforms(seed, "category", units)
+    which = np.minimum((draws * sharing).astype(np.int64), sharing - 1)
+    return np.asarray(first + which * num_labels, dtype=np.int64)
+
+
+def _iid(
+    units: Sequence[str],
+    label_of: NDArray[np.int64],
+    _label_names: tuple[str, ...],
+    partition: PartitionSection,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Equal parts of the units in a public random order."""
+    num_sites = len(partition.sites)
+    return _divided(
+        lambda partitioner: partitioner.IidPartitioner(num_partitions=num_sites),
+        _shuffled(units, seed, "iid"),
+        label_of,
+        num_sites,
+    )
+
+
+def _size(
+    units: Sequence[str],
+    label_of: NDArray[np.int64],
+    _label_names: tuple[str, ...],
+    partition: PartitionSection,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Parts in proportion to ``shares`` of the units in a public random order."""
+    weights = np.array([(partition.shares or {})[site] for site in partition.sites])
+    ends = np.rint(np.cumsum(weights) / weights.sum() * len(units)).astype(int)
+    sizes = np.diff(ends, prepend=0).tolist()
+    if min(sizes) < 1:
+        starved = partition.sites[sizes.index(min(sizes))]
+        raise DataError(f"data.partition.shares: {starved!r} would get no unit")
+    return _divided(
+        lambda partitioner: partitioner.SizePartitioner(sizes),
+        _shuffled(units, seed, "size"),
+        label_of,
+        len(sizes),
+    )
+
+
+def _shuffled(units: Sequence[str], seed: int, purpose: str) -> NDArray[np.int64]:
+    # The partitioners cut the order that they are given into pieces.
+    return np.argsort(stable_uniforms(seed, purpose, units), kind="stable")
+
+
+def _divided(
+    make: Callable[[Any], Any],
+    order: NDArray[np.int64],
+    label_of: NDArray[np.int64],
+    num_sites: int,
+) -> NDArray[np.int64]:
+    """The owner of every unit, as a partitioner of flwr-datasets divides them.
+
+    Args:
+        make: Makes the partitioner from ``flwr_datasets.partitioner``.
+        order: The units in the order in which the partitioner sees them.
+        label_of: The label of every unit.
+        num_sites: How many parts there are.
+
+    Raises:
+        ValueError: The partitioner finds no division.
+    """
+    # Read when the library is first imported: nothing may call home.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import datasets  # noqa: PLC0415 (two seconds that other partitions need not pay)
+    from flwr_datasets import partitioner  # noqa: PLC0415
+
+    divider = make(partitioner)
+    divider.dataset = datasets.Dataset.from_dict(
+        {"label": label_of[order].tolist(), "position": order.tolist()}
+    )
+    owner = np.zeros(len(order), dtype=np.int64)
+    with warnings.catch_warnings():
+        # One of them warns at every retry; its last failure is an error.
+        warnings.simplefilter("ignore", UserWarning)
+        for index in range(num_sites):
+            owner[list(divider.load_partition(index)["position"])] = index
     return owner
+
+
+_DIVIDE = {"home": _home, "dirichlet": _dirichlet, "iid": _iid, "size": _size}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class RecordTable:
         groups: Records of one group are held out together.
         units: Whose record it is; empty where every record is its own unit.
         sites: The natural site of each record; empty where there is none.
+        rows: Where each record stands in the source, counted from 1; None where
+            nobody numbered them.
     """
 
     texts: tuple[str, ...]
@@ -33,6 +35,7 @@ class RecordTable:
     groups: tuple[str, ...]
     units: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -49,7 +52,16 @@ class RecordTable:
             groups=_at(self.groups, rows),
             units=_at(self.units, rows),
             sites=_at(self.sites, rows),
+            rows=None if self.rows is None else self.rows[rows],
         )
+
+    def numbered(self) -> RecordTable:
+        """The same records, each with the number of its row."""
+        return replace(self, rows=np.arange(1, len(self) + 1))
+
+    def row_numbers(self) -> tuple[int, ...]:
+        """The rows of a numbered table as whole numbers."""
+        return () if self.rows is None else tuple(self.rows.tolist())
 
     def unit_keys(self) -> tuple[str, ...]:
         """One key per record; records of one unit share theirs."""

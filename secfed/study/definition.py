@@ -64,9 +64,7 @@ class Study(Table):
                 )
         if self.data.labels is not None:
             self._check_class_weights(self.data.labels)
-        if self.compare is not None:
-            for method in self.compare.methods:
-                _below("training", self.training.require_learning_rate, method)
+        self._check_compare()
         for index, dropout in enumerate(self.simulation.dropouts):
             key = f"simulation.dropouts[{index + 1}]"
             if dropout.site not in self.sites:
@@ -80,6 +78,16 @@ class Study(Table):
                     f"{key}.round", f"the study has {self.training.rounds} rounds"
                 )
         return self
+
+    def _check_compare(self) -> None:
+        if self.compare is None:
+            return
+        for method in self.compare.methods:
+            _below("training", self.training.require_learning_rate, method)
+        if self.compare.alphas is not None and self.data.partition.kind != "dirichlet":
+            raise ContradictionError(
+                "compare.alphas", "belongs to data.partition.kind = 'dirichlet' only"
+            )
 
     def _check_cohort(self) -> None:
         num_sites, colluders = len(self.sites), self.secagg.colluders

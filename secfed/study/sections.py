@@ -5,10 +5,17 @@ Rules that need two tables stand in ``secfed.study.definition``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    model_validator,
+)
 
 from secfed.study.reading import ContradictionError, Table, nearest
 
@@ -18,6 +25,7 @@ __all__ = [
     "MIN_SITES",
     "MIN_UNITS",
     "REFUSED_METHODS",
+    "WITHOUT_PRIVACY",
     "AdapterSection",
     "CompareSection",
     "DataSection",
@@ -95,9 +103,27 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Rank = Annotated[int, Field(ge=1, le=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SiteNames = Annotated[tuple[SiteName, ...], BeforeValidator(_list_as_tuple)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_as_tuple)]
+
+
+def _epsilon(value: object) -> float | Literal["inf"]:
+    """A finite epsilon, or ``inf``: trained without privacy."""
+    if value == WITHOUT_PRIVACY:
+        return WITHOUT_PRIVACY
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
+        raise ContradictionError(
+            "", f'must be a positive number or "inf" (got {value!r:.60})'
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
+WITHOUT_PRIVACY: Final = "inf"
+Epsilon = Annotated[float | Literal["inf"], PlainValidator(_epsilon)]
 
 
 def check_method(key: str, name: str) -> None:
@@ -131,15 +157,17 @@ class StudySection(Table):
 class PartitionSection(Table):
     """``[data.partition]``: which site holds which records."""
 
-    kind: Literal["home", "dirichlet", "natural"]
+    kind: Literal["home", "dirichlet", "natural", "iid", "size"]
     sites: SiteNames
-    alpha: Positive | None = None
+    alpha: NotNegative | None = None  # 0: every label is at one site only
     home_share: Annotated[float, Field(gt=0, le=1)] | None = None
     home: Mapping[SiteName, Texts] | None = None
+    shares: Mapping[SiteName, Positive] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _require_unique("sites", self.sites)
+        self._check_shares()
         if (self.alpha is None) == (self.kind == "dirichlet"):
             raise ContradictionError("alpha", "belongs to kind = 'dirichlet' only")
         for key, value in (("home_share", self.home_share), ("home", self.home)):
@@ -153,6 +181,19 @@ class PartitionSection(Table):
         labels = tuple(label for own in (self.home or {}).values() for label in own)
         _require_unique("home", labels)
         return self
+
+    def _check_shares(self) -> None:
+        if (self.shares is None) == (self.kind == "size"):
+            raise ContradictionError("shares", "belongs to kind = 'size' only")
+        for site in self.shares or ():
+            if site not in self.sites:
+                raise ContradictionError(
+                    f"shares.{site}",
+                    f"not one of the sites; {nearest(site, self.sites)}",
+                )
+        for site in self.sites if self.shares else ():
+            if site not in (self.shares or ()):
+                raise ContradictionError(f"shares.{site}", "this site is missing")
 
 
 class HoldoutSection(Table):
@@ -201,7 +242,8 @@ class DataSection(Table):
             )
         if self.partition.kind == "natural":
             raise ContradictionError(
-                "partition.kind", "built-in text has no sites; use home or dirichlet"
+                "partition.kind",
+                "built-in text has no sites; use home, dirichlet, iid or size",
             )
         for key in ("text_column", "label_column", "unit_column", "group_column"):
             if getattr(self, key) is not None:
@@ -265,7 +307,7 @@ class ModelSection(Table):
 class AdapterSection(Table):
     """``[adapter]``: LoRA and the classification head."""
 
-    r: Annotated[int, Field(ge=1, le=1024)]
+    r: Rank
     lora_alpha: Positive
     target_modules: Texts = ("query", "value")
     layers: Annotated[int, Field(ge=0)] = 0
@@ -428,14 +470,34 @@ class CompareSection(Table):
         tuple[Literal["head-only", "non-private"], ...], BeforeValidator(_list_as_tuple)
     ] = ("head-only", "non-private")
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_list_as_tuple)] = (0,)
+    # A grid: one comparison for each combination. None leaves the study's own value.
+    epsilons: Annotated[tuple[Epsilon, ...], BeforeValidator(_list_as_tuple)] | None = (
+        None
+    )
+    alphas: (
+        Annotated[tuple[NotNegative, ...], BeforeValidator(_list_as_tuple)] | None
+    ) = None
+    ranks: Annotated[tuple[Rank, ...], BeforeValidator(_list_as_tuple)] | None = None
+    # Every arm without noise: what a grid's epsilon "inf" makes of its cells.
+    without_privacy: Literal[True] | None = None
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether it names more than one comparison, or the axes of one."""
+        axes = (self.epsilons, self.alphas, self.ranks)
+        return any(axis is not None for axis in axes)
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
         for index, name in enumerate(self.methods):
             check_method(f"methods[{index + 1}]", name)
-        for key in ("methods", "baselines", "seeds"):
-            _require_unique(key, getattr(self, key))
-        for key in ("methods", "seeds"):
-            if not getattr(self, key):
+        for key in ("methods", "baselines", "seeds", "epsilons", "alphas", "ranks"):
+            _require_unique(key, getattr(self, key) or ())
+        for key in ("methods", "seeds", "epsilons", "alphas", "ranks"):
+            if getattr(self, key) == ():
                 raise ContradictionError(key, "name at least one")
+        if self.without_privacy and self.epsilons is not None:
+            raise ContradictionError(
+                "without_privacy", 'a grid says this by "inf" in epsilons'
+            )
         return self

@@ -228,6 +228,99 @@ def test_dirichlet_that_starves_a_site_is_an_error(tmp_path):
     assert "raise alpha" in refused(study, tmp_path)
 
 
+def sizes_and_labels(data):
+    """For each site its number of records and the classes that it has."""
+    return [
+        (own.num_units, {data.label_names[n] for n in own.records.labels.tolist()})
+        for own in data.sites.values()
+    ]
+
+
+def test_alpha_zero_deals_labels_to_sites_round_robin(tmp_path):
+    labels = ("a", "b", "c", "d", "e")
+    write(tmp_path / "d.csv", rows(400, label=lambda n: labels[n % 5]))
+    partition = {"kind": "dirichlet", "alpha": 0.0}
+    data = load_sites(own_study("d.csv", labels=labels, partition=partition), tmp_path)
+    assert [found for _, found in sizes_and_labels(data)] == [
+        {"a", "d"},
+        {"b", "e"},
+        {"c"},
+    ]
+
+
+def test_alpha_zero_divides_a_label_among_its_sites_where_sites_are_many(tmp_path):
+    sites = ("x", "y", "z", "u", "v")
+    write(tmp_path / "d.csv", rows(1200, label=lambda n: "ab"[n % 2]))
+    partition = {"kind": "dirichlet", "alpha": 0.0}
+    data = load_sites(own_study("d.csv", sites=sites, partition=partition), tmp_path)
+    found = sizes_and_labels(data)
+    assert [labels for _, labels in found] == [{"a"}, {"b"}, {"a"}, {"b"}, {"a"}]
+    # About 420 a on three sites and 420 b on two: five deviations of a binomial.
+    for (size, _), share in zip(
+        found, (1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 3), strict=True
+    ):
+        total = sum(
+            n for n, labels in found if labels == ({"a"} if share < 0.4 else {"b"})
+        )
+        assert abs(size - share * total) < 5 * np.sqrt(total * share * (1 - share))
+
+
+def test_iid_gives_every_site_as_much_of_everything(tmp_path):
+    # In the order of the file all a come first: a cut of it would not be iid.
+    write(tmp_path / "d.csv", rows(900, label=lambda n: "a" if n < 450 else "b"))
+    data = load_sites(own_study("d.csv", partition={"kind": "iid"}), tmp_path)
+    sizes = [size for size, _ in sizes_and_labels(data)]
+    assert max(sizes) - min(sizes) <= 1
+    for own in data.sites.values():
+        share = own.records.labels.mean()
+        # Half of about 210: five standard deviations, false alarm < 1e-6.
+        assert abs(share - 0.5) < 5 * 0.5 / np.sqrt(own.num_units)
+
+
+def test_size_gives_every_site_its_share(tmp_path):
+    write(tmp_path / "d.csv", rows(900))
+    shares = {"x": 1.0, "y": 2.0, "z": 5.0}
+    partition = {"kind": "size", "shares": shares}
+    data = load_sites(own_study("d.csv", partition=partition), tmp_path)
+    total = sum(own.num_units for own in data.sites.values())
+    assert total > 500
+    for site, share in shares.items():
+        assert abs(data.sites[site].num_units - share / 8 * total) <= 1
+
+
+def test_a_share_of_nothing_is_an_error(tmp_path):
+    write(tmp_path / "d.csv", rows(60))
+    partition = {"kind": "size", "shares": {"x": 1.0, "y": 1.0, "z": 1e-6}}
+    text = refused(own_study("d.csv", partition=partition), tmp_path)
+    assert "'z' would get no unit" in text
+
+
+@pytest.mark.parametrize("kind", ["iid", "size"])
+def test_public_partitions_are_repeatable_and_moved_by_the_seed(tmp_path, kind):
+    write(tmp_path / "d.csv", rows(300))
+    partition = {"kind": kind}
+    if kind == "size":
+        partition["shares"] = {"x": 1.0, "y": 1.0, "z": 2.0}
+    found = [
+        load_sites(own_study("d.csv", partition=partition, seed=seed), tmp_path)
+        for seed in (0, 0, 1)
+    ]
+    texts = [[own.records.texts for own in data.sites.values()] for data in found]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_rows_say_which_record_is_where(tmp_path):
+    write(tmp_path / "d.csv", rows(200))
+    study = own_study("d.csv", partition={"kind": "iid"}, max_records=90)
+    data = load_sites(study, tmp_path)
+    assert sum(len(found) for found in data.rows.values()) == 90
+    for site, own in data.sites.items():
+        numbers = [int(text.split()[-1]) + 1 for text in own.records.texts]
+        assert list(data.rows[site]) == numbers
+    held = [int(text.split()[-1]) + 1 for text in data.holdout.texts]
+    assert list(data.holdout_rows) == held
+
+
 # --- files -----------------------------------------------------------------------
 
 
@@ -390,6 +483,9 @@ def test_persons_are_numbered_capped_and_never_straddle(tmp_path):
     [
         {"kind": "home", "home_share": 0.5, "home": {"x": ["a"], "y": ["b"]}},
         {"kind": "dirichlet", "alpha": 5.0},
+        {"kind": "dirichlet", "alpha": 0.0},
+        {"kind": "iid"},
+        {"kind": "size", "shares": {"x": 1.0, "y": 2.0, "z": 3.0}},
     ],
 )
 def test_a_person_is_at_one_site_only(tmp_path, partition):
