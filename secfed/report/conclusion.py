@@ -14,9 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secfed.report.results import HEAD_ONLY, Arm, Comparison
+from secfed.report.results import HEAD_ONLY, NON_PRIVATE, Arm, Comparison
 
-__all__ = ["MIN_SEEDS", "PairedDifference", "conclude", "paired_differences"]
+__all__ = [
+    "MIN_SEEDS",
+    "PairedDifference",
+    "Scores",
+    "compared_scores",
+    "conclude",
+    "join_names",
+    "mean_interval",
+    "pair_scores",
+    "paired_differences",
+]
+
+Scores = Mapping[str, Mapping[int, float]]
+"""Method to seed to accuracy."""
 
 MIN_SEEDS = 3
 """Below three pairs a t-interval says nothing worth printing."""
@@ -41,12 +54,7 @@ class PairedDifference:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % t-interval of the mean; None below ``MIN_SEEDS`` seeds."""
-        count = len(self.differences)
-        if count < MIN_SEEDS:
-            return None
-        spread = statistics.stdev(self.differences) / math.sqrt(count)
-        half = _t_quantile(count - 1) * spread
-        return self.mean - half, self.mean + half
+        return mean_interval(self.differences)
 
     @property
     def verdict(self) -> str:
@@ -69,9 +77,31 @@ class PairedDifference:
         return f"{clause} {bounds}, {self.verdict}"
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % t-interval of a mean over seeds; None below ``MIN_SEEDS`` values."""
+    count = len(values)
+    if count < MIN_SEEDS:
+        return None
+    half = _t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
 def paired_differences(comparison: Comparison) -> tuple[PairedDifference, ...]:
     """Every private adapter method against the head alone, then among each other."""
-    scores = _scores_by_method(comparison)
+    return pair_scores(_scores_by_method(comparison))
+
+
+def compared_scores(comparison: Comparison) -> Scores:
+    """The scores that are set against each other: of the private arms.
+
+    Where nothing is private, of all arms: like is compared with like.
+    """
+    return _scores_by_method(comparison) or _scores_without_privacy(comparison)
+
+
+def pair_scores(scores: Scores) -> tuple[PairedDifference, ...]:
+    """Every adapter method against the head alone, then among each other."""
     adapters = [m for m in scores if m != HEAD_ONLY]
     pairs = [(method, HEAD_ONLY) for method in adapters if HEAD_ONLY in scores]
     pairs += [
@@ -102,7 +132,7 @@ def conclude(comparison: Comparison | Mapping[str, Any]) -> str:
         comparison = Comparison.from_json(comparison)
     scores = _scores_by_method(comparison)
     if not scores:
-        return "No private method finished, so there is nothing to conclude."
+        return _without_privacy(comparison)
     pairs = paired_differences(comparison)
     seeds = min((len(pair.seeds) for pair in pairs), default=1)
     sentences = [_majority(comparison, scores)]
@@ -120,14 +150,25 @@ def conclude(comparison: Comparison | Mapping[str, Any]) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def _without_privacy(comparison: Comparison) -> str:
+    """Of a comparison in which every arm was trained without noise."""
+    scores = _scores_without_privacy(comparison)
+    pairs = pair_scores(scores)
+    if not pairs:
+        return "No private method finished, so there is nothing to conclude."
+    opening = "NOT PRIVATE: every arm was trained without noise."
+    seeds = min(len(pair.seeds) for pair in pairs)
+    if seeds < MIN_SEEDS:
+        return f"{opening} {_ranking(scores)} {_too_few(seeds)}"
+    return f"{opening} {_intervals(pairs, seeds)}"
+
+
 def _with_intervals(pairs: Sequence[PairedDifference], seeds: int) -> list[str]:
-    listed = "; ".join(pair.text for pair in pairs)
-    opening = f"Over {seeds} seeds, mean paired differences in accuracy with 95 %"
-    sentences = [f"{opening} t-intervals: {listed}."]
+    sentences = [_intervals(pairs, seeds)]
     against_head = [pair for pair in pairs if pair.second == HEAD_ONLY]
     better = [pair.first for pair in against_head if pair.verdict == "better"]
     if better:
-        sentences.append(f"{_join(better)} beats the private head alone.")
+        sentences.append(f"{join_names(better)} beats the private head alone.")
     elif against_head and all(pair.verdict == "worse" for pair in against_head):
         sentences.append("The private head alone is better than the adapters here.")
     elif against_head:
@@ -144,44 +185,53 @@ def _with_intervals(pairs: Sequence[PairedDifference], seeds: int) -> list[str]:
 
 def _without_intervals(
     pairs: Sequence[PairedDifference],
-    scores: Mapping[str, Mapping[int, float]],
+    scores: Scores,
     seeds: int,
 ) -> list[str]:
     sentences = [_ranking(scores)]
     against_head = [pair for pair in pairs if pair.second == HEAD_ONLY]
     ahead = [pair for pair in against_head if pair.mean > 0]
     if against_head:
-        subject = _join([pair.first for pair in ahead]) if ahead else "no adapter"
+        subject = join_names([pair.first for pair in ahead]) if ahead else "no adapter"
         sentences.append(
             f"In this run {subject} "
             f"{'is' if len(ahead) <= 1 else 'are'} ahead of the private head alone "
             f"({'; '.join(pair.text for pair in against_head)})."
         )
-    count = "One seed" if seeds == 1 else f"{seeds} seeds"
-    sentences.append(
-        f"{count} cannot decide which is better; run compare with at least "
-        f"{MIN_SEEDS} seeds for intervals."
-    )
+    sentences.append(_too_few(seeds))
     return sentences
 
 
-def _ranking(scores: Mapping[str, Mapping[int, float]]) -> str:
+def _intervals(pairs: Sequence[PairedDifference], seeds: int) -> str:
+    listed = "; ".join(pair.text for pair in pairs)
+    opening = f"Over {seeds} seeds, mean paired differences in accuracy with 95 %"
+    return f"{opening} t-intervals: {listed}."
+
+
+def _too_few(seeds: int) -> str:
+    count = "One seed" if seeds == 1 else f"{seeds} seeds"
+    return (
+        f"{count} cannot decide which is better; run compare with at least "
+        f"{MIN_SEEDS} seeds for intervals."
+    )
+
+
+def _ranking(scores: Scores) -> str:
     means = {method: statistics.fmean(by.values()) for method, by in scores.items()}
     ranked = sorted(means, key=lambda method: (-means[method], method))
     shown = {name: f"{name} ({100 * means[name]:.1f} %)" for name in ranked}
     if len(ranked) == 1:
         return f"{shown[ranked[0]]} is the only private method."
     best = [name for name in ranked if means[name] == means[ranked[0]]]
-    behind = _join([shown[name] for name in ranked if name not in best])
+    behind = join_names([shown[name] for name in ranked if name not in best])
     if not behind:
-        return f"{_join([shown[name] for name in best])} are level in accuracy."
+        return f"{join_names([shown[name] for name in best])} are level in accuracy."
     verb = "is" if len(best) == 1 else "are level and"
-    return (
-        f"{_join([shown[name] for name in best])} {verb} ahead of {behind} in accuracy."
-    )
+    leading = join_names([shown[name] for name in best])
+    return f"{leading} {verb} ahead of {behind} in accuracy."
 
 
-def _majority(comparison: Comparison, scores: Mapping[str, Mapping[int, float]]) -> str:
+def _majority(comparison: Comparison, scores: Scores) -> str:
     majority = comparison.majority.accuracy
     if majority is None:
         return ""
@@ -189,8 +239,8 @@ def _majority(comparison: Comparison, scores: Mapping[str, Mapping[int, float]])
     failed = [method for method, score in low.items() if score <= majority]
     if failed:
         return (
-            f"{_join(failed)} did not learn: always naming the most frequent class "
-            f"scores {100 * majority:.1f} %."
+            f"{join_names(failed)} did not learn: always naming the most frequent "
+            f"class scores {100 * majority:.1f} %."
         )
     return f"All private methods are above the majority class ({100 * majority:.1f} %)."
 
@@ -204,11 +254,20 @@ def _scores_by_method(comparison: Comparison) -> dict[str, dict[int, float]]:
     return scores
 
 
+def _scores_without_privacy(comparison: Comparison) -> dict[str, dict[int, float]]:
+    scores: dict[str, dict[int, float]] = {}
+    for arm in comparison.arms:
+        if arm.kind == NON_PRIVATE and arm.final.accuracy is not None:
+            scores.setdefault(arm.method, {})[arm.seed] = arm.final.accuracy
+    return scores
+
+
 def _is_private_head(arm: Arm) -> bool:
     return arm.method == HEAD_ONLY and arm.is_private
 
 
-def _join(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
+    """Names as they stand in a sentence: commas, and an and."""
     if len(names) <= 1:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"

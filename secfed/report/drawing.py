@@ -27,6 +27,7 @@ __all__ = [
     "Look",
     "curve",
     "label_ends",
+    "look",
     "plain_number",
     "render_svg",
     "round_axis",
@@ -87,8 +88,23 @@ _STYLE: Final[dict[Any, Any]] = {
 }
 
 
-def curve(axes: Axes, points: Mapping[int, float], look: Look) -> None:
-    """Draw round number to value as a line with open markers."""
+_MORE_MARKERS: Final = ("X", "p", "<", "*", ">", "h")
+
+
+def look(index: int) -> Look:
+    """The look of series ``index``; colours return, with other markers and dashes."""
+    again, place = divmod(index, len(SERIES))
+    first = SERIES[place]
+    if not again:
+        return first
+    dash = SERIES[(place + again) % len(SERIES)].dash
+    return Look(first.colour, _MORE_MARKERS[place], dash)
+
+
+def curve(
+    axes: Axes, points: Mapping[int, float] | Mapping[float, float], look: Look
+) -> None:
+    """Draw round number, or another place, to value as a line with open markers."""
     axes.plot(
         list(points),
         list(points.values()),

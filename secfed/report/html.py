@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -17,7 +18,7 @@ from secfed.report.reading import RunRecord, read_run
 from secfed.report.results import NON_PRIVATE
 from secfed.report.tables import comparison_rows, round_up, sum_text
 
-__all__ = ["build_report", "render_report"]
+__all__ = ["build_report", "page_environment", "render_report", "write_page"]
 
 _TEMPLATE = "report.html.j2"
 _NAME = "report.html"
@@ -38,9 +39,30 @@ def build_report(directory: str | Path, out: str | Path | None = None) -> Path:
             written.
     """
     record = read_run(directory)
-    data = render_report(record).encode("utf-8")
-    path = record.directory / _NAME if out is None else Path(out)
-    if out is None and _signed_digest(record) not in {None, sha256_hex(data)}:
+    return write_page(render_report(record), record.directory, record.manifest, out)
+
+
+def write_page(
+    text: str,
+    directory: Path,
+    manifest: Mapping[str, Any],
+    out: str | Path | None = None,
+) -> Path:
+    """Write a page to ``out``, or as a run directory's report.
+
+    Args:
+        text: The page.
+        directory: The run directory.
+        manifest: Its parsed manifest, empty where it has none.
+        out: The file to write; ``report.html`` in the directory by default.
+
+    Raises:
+        RunDirectoryError: The manifest names another page, or the file cannot be
+            written.
+    """
+    data = text.encode("utf-8")
+    path = directory / _NAME if out is None else Path(out)
+    if out is None and _signed_digest(manifest) not in {None, sha256_hex(data)}:
         raise RunDirectoryError(
             f"{path}: this version of secfed draws the report differently from the "
             "one that the run's manifest signed, which is kept; give another file "
@@ -55,9 +77,9 @@ def build_report(directory: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def _signed_digest(record: RunRecord) -> str | None:
+def _signed_digest(manifest: Mapping[str, Any]) -> str | None:
     """The digest under which the run's manifest names the report, if it does."""
-    files = record.manifest.get("files")
+    files = manifest.get("files")
     value = files.get(_NAME) if isinstance(files, Mapping) else None
     return value if isinstance(value, str) else None
 
@@ -69,6 +91,33 @@ def render_report(record: RunRecord) -> str:
         record.comparison,
         float(epsilon) if isinstance(epsilon, int | float) else None,
     )
+    return (
+        page_environment()
+        .get_template(_TEMPLATE)
+        .render(
+            comparison=record.comparison,
+            conclusion=conclude(record.comparison),
+            rows=comparison_rows(record.comparison),
+            protection=describe_protection(record),
+            charts=charts,
+            statements=[
+                statement_table(name, statement)
+                for name, statement in record.statements.items()
+            ],
+            unstated=[
+                arm.name
+                for arm in record.comparison.arms
+                if arm.name not in record.statements and arm.kind != NON_PRIVATE
+            ],
+            record=record,
+            round_up=round_up,
+            sum_text=sum_text,
+        )
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """How every page is made: all that is not ours is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -78,25 +127,7 @@ def render_report(record: RunRecord) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["svg"] = _trusted_svg
-    return environment.get_template(_TEMPLATE).render(
-        comparison=record.comparison,
-        conclusion=conclude(record.comparison),
-        rows=comparison_rows(record.comparison),
-        protection=describe_protection(record),
-        charts=charts,
-        statements=[
-            statement_table(name, statement)
-            for name, statement in record.statements.items()
-        ],
-        unstated=[
-            arm.name
-            for arm in record.comparison.arms
-            if arm.name not in record.statements and arm.kind != NON_PRIVATE
-        ],
-        record=record,
-        round_up=round_up,
-        sum_text=sum_text,
-    )
+    return environment
 
 
 def _trusted_svg(chart: Chart) -> Markup:

@@ -12,7 +12,7 @@ from secfed.errors import RunDirectoryError
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, Comparison, Source
 from secfed.signing import fingerprint
 
-__all__ = ["RunRecord", "below", "read_run"]
+__all__ = ["RunRecord", "below", "inside", "read_object", "read_run"]
 
 _COMPARISON = "comparison.json"
 _METRICS = "metrics.jsonl"
@@ -69,17 +69,19 @@ def read_run(directory: str | Path) -> RunRecord:
             f"{folder}: no such directory; give the directory that `secfed demo`, "
             "`compare` or `run` wrote"
         )
-    study = _read_object(folder / "study.json", required=False)
+    study = read_object(folder / "study.json", required=False)
     if (folder / _COMPARISON).is_file():
-        value = _read_object(folder / _COMPARISON)
+        value = read_object(folder / _COMPARISON)
         comparison = Comparison.from_json(value, str(folder / _COMPARISON))
         statements = {
-            arm.name: _read_object(_inside(folder, arm.run) / "statement.json", False)
+            arm.name: read_object(
+                inside(folder, arm.run) / "statement.json", required=False
+            )
             for arm in comparison.arms
             if arm.run
         }
     elif (folder / _METRICS).is_file():
-        statement = _read_object(folder / "statement.json", required=False)
+        statement = read_object(folder / "statement.json", required=False)
         value = _single_arm(folder, study)
         comparison = Comparison.from_json(value, str(folder))
         statements = {comparison.arms[0].name: statement}
@@ -89,13 +91,13 @@ def read_run(directory: str | Path) -> RunRecord:
             f"not finished a round, or this is not a run directory. "
             f"`secfed resume {folder}` continues an interrupted run"
         )
-    arms = [_inside(folder, arm.run) for arm in comparison.arms if arm.run]
+    arms = [inside(folder, arm.run) for arm in comparison.arms if arm.run]
     return RunRecord(
         directory=folder,
         comparison=comparison,
         statements={name: found for name, found in statements.items() if found},
         study=study,
-        manifest=_read_object(folder / "manifest.json", required=False),
+        manifest=read_object(folder / "manifest.json", required=False),
         fingerprint=next(filter(None, map(_fingerprint, arms)), None),
     )
 
@@ -114,7 +116,7 @@ def _fingerprint(arm_dir: Path) -> str | None:
         ) from error
 
 
-def _inside(folder: Path, relative: str) -> Path:
+def inside(folder: Path, relative: str) -> Path:
     """A path that the run names, if it stays in the run directory."""
     path = (folder / relative).resolve()
     if not path.is_relative_to(folder.resolve()):
@@ -180,7 +182,12 @@ def _total(rounds: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(known) if known else None
 
 
-def _read_object(path: Path, required: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002
+def read_object(path: Path, *, required: bool = True) -> dict[str, Any]:
+    """A JSON object; empty where the file may be missing and is.
+
+    Raises:
+        RunDirectoryError: The file cannot be read or holds something else.
+    """
     if not required and not path.is_file():
         return {}
     try:

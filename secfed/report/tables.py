@@ -22,6 +22,7 @@ __all__ = [
     "UNKNOWN",
     "Row",
     "comparison_rows",
+    "csv_lines",
     "csv_text",
     "format_bytes",
     "format_epsilon",
@@ -234,9 +235,14 @@ def csv_text(comparison: Comparison) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in comparison_rows(comparison):
-        writer.writerow([_csv_cell(value) for value in _csv_values(row)])
+    writer.writerows(csv_lines(comparison))
     return buffer.getvalue()
+
+
+def csv_lines(comparison: Comparison) -> list[list[str]]:
+    """The cells of every line of the CSV, without its head."""
+    rows = comparison_rows(comparison)
+    return [[_csv_cell(value) for value in _csv_values(row)] for row in rows]
 
 
 def write_csv(comparison: Comparison | Mapping[str, Any], path: str | Path) -> None:
