@@ -1,0 +1,104 @@
+"""What a grid allows one to say, and no more.
+
+Verdicts come from each cell's paired intervals. "No difference" is a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secfed.report.conclusion import MIN_SEEDS, join_names
+from secfed.report.grid_reading import CellRecord, GridRecord
+from secfed.report.grid_summary import Verdicts, verdicts
+
+__all__ = ["conclude_grid"]
+
+_NAMED_CELLS = 4
+"""More cells than this are counted, not named."""
+
+
+def conclude_grid(grid: GridRecord) -> str:
+    """The conclusion of a grid, in sentences."""
+    if not grid.finished:
+        return "No cell has a result, so there is nothing to conclude."
+    found = verdicts(grid)
+    sentences = _missing(grid)
+    if not found:
+        sentences.append("Each cell has one method only, so nothing is compared.")
+    elif len(grid.seeds) < MIN_SEEDS:
+        sentences += [_ahead(pair) for pair in found]
+        count = "One seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
+        sentences.append(
+            f"{count} cannot decide which is better; name at least {MIN_SEEDS} in "
+            "compare.seeds for intervals."
+        )
+    else:
+        sentences += _decided(found, len(grid.seeds))
+    return " ".join(sentences)
+
+
+def _missing(grid: GridRecord) -> list[str]:
+    gone = [cell.name for cell in grid.cells if cell.record is None]
+    if not gone:
+        return []
+    return [
+        f"{len(gone)} of {len(grid.cells)} cells have no result: {join_names(gone)}."
+    ]
+
+
+def _decided(found: Sequence[Verdicts], seeds: int) -> list[str]:
+    """With intervals: what every pair's cells say."""
+    pairs = [pair for entry in found for _, pair in entry.differences]
+    opening = f"Over {seeds} seeds, by 95 % t-intervals of the paired differences in"
+    sentences = [f"{opening} accuracy of each cell:"]
+    if all(pair.verdict == "no difference" for pair in pairs):
+        sentences.append(
+            f"no difference between any two methods in any cell ({_n(pairs)})."
+        )
+    else:
+        sentences.append("; ".join(_verdict(entry) for entry in found) + ".")
+    sentences.append(
+        f"The {_n(pairs)} are not corrected for being several: at 95 % about one in "
+        "twenty would exclude zero by chance alone."
+    )
+    return sentences
+
+
+def _n(pairs: Sequence[object]) -> str:
+    return f"{len(pairs)} interval" + ("s" if len(pairs) > 1 else "")
+
+
+def _verdict(entry: Verdicts) -> str:
+    total = len(entry.differences)
+    parts = []
+    for verdict in ("better", "worse"):
+        cells = entry.cells(verdict)
+        if cells:
+            parts.append(f"{verdict} in {_cells(cells, total)}")
+    level = entry.cells("no difference")
+    if level:
+        parts.append(f"no difference in {len(level)} of {total} cells")
+    undecided = entry.cells("undecided")
+    if undecided:
+        parts.append(f"undecided in {len(undecided)} of {total} cells")
+    return f"{entry.first} against {entry.second}: {', '.join(parts)}"
+
+
+def _cells(cells: Sequence[CellRecord], total: int) -> str:
+    count = f"{len(cells)} of {total} cells"
+    if len(cells) > _NAMED_CELLS:
+        return count
+    return f"{count} ({join_names([cell.name for cell in cells])})"
+
+
+def _ahead(entry: Verdicts) -> str:
+    """Without intervals: in how many cells which is ahead, and by how much."""
+    gaps = [pair.mean for _, pair in entry.differences]
+    ahead, behind = sum(g > 0 for g in gaps), sum(g < 0 for g in gaps)
+    span = f"{100 * min(gaps):+.1f}"
+    if len(gaps) > 1:
+        span += f" to {100 * max(gaps):+.1f}"
+    return (
+        f"{entry.first} against {entry.second}: ahead in {ahead}, behind in {behind} "
+        f"of {len(gaps)} cells ({span} points)."
+    )
