@@ -6,9 +6,10 @@
      "ledger_head": hex or null, "signature": hex, "study_digest": hex}
 
 followed by a newline. It names every file below the run directory except itself
-and what stands in ``private/`` (also in ``arms/<arm>/private/``). A comparison
-has no ledger of its own (``ledger_head`` null) and names the files of its arms,
-their manifests included. The coordinator signs everything but the signature.
+and what stands in ``private/`` (also in ``arms/<arm>/private/`` and, in a grid, in
+``cells/<cell>/private/``). A comparison has no ledger of its own (``ledger_head``
+null) and names the files of its arms, their manifests included; a grid names those
+of its cells. The coordinator signs everything but the signature.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 PRIVATE_NAME = "private"
-_ARMS_NAME = "arms"
+_NESTED_NAMES = ("cells", "arms")
 
 _FIELDS = {
     "coordinator_key",
@@ -169,8 +170,9 @@ def _require_name(name: str) -> None:
 
 
 def _is_private(parts: tuple[str, ...]) -> bool:
-    if parts[0] == _ARMS_NAME:
-        parts = parts[2:]
+    for name in _NESTED_NAMES:
+        if parts[:1] == (name,):
+            parts = parts[2:]
     return parts[:1] == (PRIVATE_NAME,)
 
 

@@ -16,13 +16,14 @@ from secfed.verify import claims
 from secfed.verify.checks import Check, Checklist, VerificationReport
 from secfed.verify.comparison import ARMS, check_arms, check_comparison
 from secfed.verify.files import Bundle, check_files, check_study, is_directory
+from secfed.verify.grid import CELLS, check_cells, check_composed, check_grid
 from secfed.verify.story import read_ledger, tell
 
 __all__ = ["Check", "VerificationReport", "verify_run"]
 
 
 def verify_run(path: str | Path, trust: str | None = None) -> VerificationReport:
-    """Check a run or a comparison, and each arm of a comparison.
+    """Check a run, a comparison with its arms, or a grid with its cells.
 
     Never raises because of what the directory holds; every finding is a check.
 
@@ -44,6 +45,8 @@ def verify_run(path: str | Path, trust: str | None = None) -> VerificationReport
             pinned=False,
             checks=tuple(checklist.done),
         )
+    if is_directory(root / CELLS):
+        return _verify_grid(root, trust, checklist)
     if is_directory(root / ARMS):
         return _verify_comparison(root, trust, checklist)
     return _verify_single(root, trust, checklist)
@@ -114,19 +117,41 @@ def _verify_comparison(
     return _report(root, "comparison", checklist, signer, arms)
 
 
+def _verify_grid(
+    root: Path, trust: str | None, checklist: Checklist
+) -> VerificationReport:
+    signer = check_files(root, trust, checklist)
+    bundle = signer[0]
+    if bundle is not None:
+        study = checklist.read("study", lambda: check_study(bundle))
+        if study is not None:
+            cells = checklist.read("grid", lambda: check_grid(bundle, study))
+            if cells is not None:
+                checklist.ask("cells", lambda: check_cells(bundle, cells))
+                checklist.ask("composed", lambda: check_composed(bundle, study))
+    children = sorted((root / CELLS).iterdir())
+    found = tuple(_verify_cell(child, trust) for child in children)
+    return _report(root, "grid", checklist, signer, found)
+
+
+def _verify_cell(root: Path, trust: str | None) -> VerificationReport:
+    checklist = Checklist()
+    if not checklist.ask("directory", lambda: _check_inner(root, CELLS)):
+        return _report(root, "unknown", checklist, (None, False))
+    if not is_directory(root / ARMS):
+        checklist.ask("arms", lambda: "", needs=f"{root.name} has no {ARMS}/")
+        return _report(root, "unknown", checklist, (None, False))
+    return _verify_comparison(root, trust, checklist)
+
+
 def _verify_arm(root: Path, trust: str | None) -> VerificationReport:
     checklist = Checklist()
-    if not checklist.ask("directory", lambda: _check_arm_directory(root)):
+    if not checklist.ask("directory", lambda: _check_inner(root, ARMS)):
         return _report(root, "unknown", checklist, (None, False))
     return _verify_single(root, trust, checklist)
 
 
-def _check_arm_directory(root: Path) -> str:
+def _check_inner(root: Path, folder: str) -> str:
     if not is_directory(root):
-        raise VerificationError(f"{ARMS}/{root.name}: not a directory")
+        raise VerificationError(f"{folder}/{root.name}: not a directory")
     return "it exists"
-
-
-def _list_arms(root: Path, children: list[Path]) -> str:
-    children.extend(sorted((root / ARMS).iterdir()))
-    return f"{len(children)} arms, each verified below"

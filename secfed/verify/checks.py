@@ -42,13 +42,14 @@ class VerificationReport:
 
     Attributes:
         path: The directory as given.
-        kind: ``run``, ``comparison``, or ``unknown`` where that cannot be told.
+        kind: ``run``, ``comparison``, ``grid``, or ``unknown`` where that cannot be
+            told.
         fingerprint: Of the key that signed the manifest; None without one.
         pinned: The signer's fingerprint was given and is this one. Without it
             the directory only agrees with itself, and anybody could have
             written it.
         checks: In the order in which they were made, numbered from 1.
-        arms: The reports on a comparison's arms.
+        arms: The reports on a comparison's arms, or on a grid's cells.
     """
 
     path: str
