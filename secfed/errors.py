@@ -14,11 +14,12 @@ Each class carries the process exit code that the command line answers with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 __all__ = [
     "BudgetExceededError",
+    "CellsFailedError",
     "CodecError",
     "DataError",
     "LedgerError",
@@ -75,6 +76,26 @@ class RunDirectoryError(SecfedError):
     """A run directory belongs to another study or cannot be continued."""
 
     exit_code = 2
+
+
+class CellsFailedError(SecfedError):
+    """Cells of a grid failed; the others are finished and reported.
+
+    Args:
+        path: The grid's directory.
+        reasons: Of every failed cell, by name.
+        total: How many cells there are.
+    """
+
+    def __init__(
+        self, path: str | Path, reasons: Mapping[str, str], total: int
+    ) -> None:
+        self.reasons = dict(reasons)
+        listed = "".join(f"\n  {name}: {why}" for name, why in reasons.items())
+        super().__init__(
+            f"{path}: {len(reasons)} of {total} cells failed, the others are reported; "
+            f"`secfed resume {path}` tries them again:{listed}"
+        )
 
 
 class CodecError(SecfedError):

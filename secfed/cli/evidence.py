@@ -55,7 +55,7 @@ def verify(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run offline: files, signatures, hash chain, recomputed epsilon.
+    """Check a run or a grid offline: files, signatures, hash chain, recomputed epsilon.
 
     Without --trust the answer is UNPINNED: anyone could have written the files.
 
@@ -100,16 +100,18 @@ def version(*, as_json: AsJson = False) -> None:
 
 
 def _show_checks(result: VerificationReport, name: str = "") -> None:
+    prefix = f"{name}, " if name else ""
     if name:
-        show("", Text(f"arm {name}", style="bold"))
+        show("", Text(name, style="bold"))
     for check in result.checks:
         word, style = ("ok", "green") if check.passed else ("FAILED", "bold red")
         line = Text(f"{check.number:>3}. ")
         line.append(f"{word:<7}", style=style)
         line.append(f"{check.name}: {check.reason}")
         show(line)
-    for arm in result.arms:
-        _show_checks(arm, Path(arm.path).name)
+    part = "cell" if result.kind == "grid" else "arm"
+    for child in result.arms:
+        _show_checks(child, f"{prefix}{part} {Path(child.path).name}")
     if not name:
         _show_pin(result)
 

@@ -42,6 +42,19 @@ PolicyFile = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", metavar="N", min=1, help="Of a grid: cells at once."),
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        metavar="GB",
+        min=0.1,
+        help="Of a grid: for all cells; by default what the machine has free.",
+    ),
+]
 
 
 def demo(ctx: typer.Context, out: OutDir = None, *, as_json: AsJson = False) -> None:
@@ -51,7 +64,7 @@ def demo(ctx: typer.Context, out: OutDir = None, *, as_json: AsJson = False) -> 
     """
     study = find_demo_study()
     folder = out or Path("runs", f"demo-{_timestamp()}")
-    _compare(ctx, study, _DEMO_METHODS, None, folder, None, as_json=as_json)
+    _compare(ctx, study, _DEMO_METHODS, None, folder, None, (None, None), as_json)
 
 
 def run(
@@ -99,22 +112,30 @@ def compare(
     ] = None,
     out: OutDir = None,
     site_policy: PolicyFile = None,
+    jobs: Jobs = None,
+    memory: Memory = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Run several methods with the same epsilon, beside baselines.
+
+    A study whose [compare] names epsilons, alphas or ranks is a grid: one comparison
+    for each combination, each in a process of its own.
 
     Example: secfed compare study.toml --methods ffa-lora,fedavg --seeds 0,1,2
     """
     chosen = None if methods is None else _names(methods)
     numbers = None if seeds is None else _numbers(seeds)
     folder = out or Path("runs", f"compare-{_timestamp()}")
-    _compare(ctx, study, chosen, numbers, folder, site_policy, as_json=as_json)
+    use = (jobs, memory)
+    _compare(ctx, study, chosen, numbers, folder, site_policy, use, as_json)
 
 
 def resume(
     ctx: typer.Context,
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    jobs: Jobs = None,
+    memory: Memory = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -129,6 +150,19 @@ def resume(
         )
     remember_run(ctx, run_dir)
 
+    from secfed.cli.grid import grid_display, limits_of, show_grid  # noqa: PLC0415
+    from secfed.runtime.directory import open_run  # noqa: PLC0415
+    from secfed.study.grid import grid_cells  # noqa: PLC0415
+
+    study, record, _ = open_run(run_dir)
+    if record.kind == "grid":
+        from secfed.runtime.resume import resume_grid  # noqa: PLC0415
+
+        with grid_display(len(grid_cells(study))) as events:
+            resume_grid(run_dir, events, limits_of(jobs or 1, memory))
+        show_grid(run_dir, as_json=as_json)
+        return
+    _refuse_limits((jobs, memory))
     from secfed.runtime.resume import resume_run  # noqa: PLC0415
 
     with progress_for() as progress:
@@ -203,10 +237,11 @@ def _compare(
     seeds: Sequence[int] | None,
     folder: Path,
     site_policy: Path | None,
-    *,
-    as_json: bool,
+    use: tuple[int | None, float | None],
+    as_json: bool,  # noqa: FBT001
 ) -> None:
     from secfed.study import load_study  # noqa: PLC0415
+    from secfed.study.grid import is_grid  # noqa: PLC0415
 
     study = load_study(study_file)
     policy = find_policy(study_file, site_policy)
@@ -216,6 +251,22 @@ def _compare(
     if seeds is None:
         seeds = study.compare.seeds if study.compare else (0,)
     remember_run(ctx, folder)
+    if is_grid(study):
+        from secfed.cli.grid import compare_grid, limits_of  # noqa: PLC0415
+
+        limits = limits_of(use[0] or 1, use[1])
+        compare_grid(
+            study,
+            study_file,
+            folder,
+            tuple(methods),
+            tuple(seeds),
+            policy,
+            limits,
+            as_json=as_json,
+        )
+        return
+    _refuse_limits(use)
     tell(
         f"{study.study.title}: {', '.join(methods)}, {study.training.rounds} rounds, "
         f"epsilon {study.privacy.epsilon:g}, run directory {folder}"
@@ -234,6 +285,16 @@ def _compare(
             progress,
         )
     show_run(folder, as_json=as_json)
+
+
+def _refuse_limits(use: tuple[int | None, float | None]) -> None:
+    for name, value in zip(("--jobs", "--memory"), use, strict=True):
+        if value is not None:
+            raise click.BadParameter(
+                "belongs to a grid: a study whose [compare] names epsilons, alphas or "
+                "ranks",
+                param_hint=name,
+            )
 
 
 def _compared_methods(study: Study) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from secfed.report.results import HEAD_ONLY, NON_PRIVATE
 from secfed.report.tables import write_csv
 from secfed.runtime.directory import create_run, write_atomically
 from secfed.runtime.local import run_arm
+from secfed.runtime.partition import keep_partition
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, open_budget, prepare, with_seed_of
@@ -29,7 +30,9 @@ from secfed.signing import load_or_create
 from secfed.strategies import check_maskable, get_strategy, strategy_of
 from secfed.study import Study
 
-__all__ = ["plan_arms", "run_comparison"]
+__all__ = ["plan_arms", "require_public", "run_comparison"]
+
+_KINDS = ("private", "baseline")
 
 _UPPER_BOUND = "fedavg"
 """The rule of the non-private arm: both factors, what plain LoRA training does."""
@@ -63,6 +66,7 @@ def run_comparison(
     (run_dir / "manifest.json").unlink(missing_ok=True)
     summaries: list[dict[str, Any]] = []
     prepared = prepare(study, base_dir, policy, progress)
+    keep_partition(study, base_dir, private)
     for index, arm in enumerate(arms, start=1):
         progress.arm(arm.name, index, len(arms))
         own = with_seed_of(prepared, arm.study)
@@ -100,37 +104,60 @@ def plan_arms(
     Raises:
         StudyError: A method is unknown, cannot be masked, has no learning rate, or
             does not fit the study.
-        PolicyError: The non-private baseline is asked for on records that are
-            not public.
+        PolicyError: Training without privacy is asked for on records that are not
+            public.
     """
     for method in methods:
         check_maskable(get_strategy(method, path="--methods", key=method))
-    baselines = study.compare.baselines if study.compare else (HEAD_ONLY, NON_PRIVATE)
-    public = study.data.is_builtin or study.simulation.seed is not None
-    if NON_PRIVATE in baselines and not public:
-        raise PolicyError(
-            "compare.baselines: 'non-private' trains without noise and its scores "
-            "would be released; it runs on built-in public text or under an explicit "
-            "simulation seed only. Remove it from compare.baselines"
-        )
+    baselines: tuple[str, ...] = (HEAD_ONLY, NON_PRIVATE)
+    if study.compare is not None:
+        baselines = study.compare.baselines
+    without = study.compare is not None and study.compare.without_privacy is True
+    if without:
+        require_public(study, "compare.epsilons", '"inf"')
+        if _UPPER_BOUND in methods:  # It is the baseline.
+            baselines = tuple(name for name in baselines if name != NON_PRIVATE)
+    elif NON_PRIVATE in baselines:
+        require_public(study, "compare.baselines", f"'{NON_PRIVATE}'")
+    private, baseline = (NON_PRIVATE, NON_PRIVATE) if without else _KINDS
     arms = []
     for seed in seeds:
         suffix = f"-s{seed}" if len(seeds) > 1 else ""
         own = study.with_seed(seed)
         arms += [
-            Arm(f"{method}{suffix}", own.with_method(method), "private", seed)
+            Arm(f"{method}{suffix}", own.with_method(method), private, seed)
             for method in methods
             if method != HEAD_ONLY
         ]
         if HEAD_ONLY in baselines or HEAD_ONLY in methods:
             head = own.with_method(HEAD_ONLY)
-            arms.append(Arm(f"{HEAD_ONLY}{suffix}", head, "baseline", seed))
+            arms.append(Arm(f"{HEAD_ONLY}{suffix}", head, baseline, seed))
         if NON_PRIVATE in baselines:
             upper = own.with_method(_UPPER_BOUND)
-            arms.append(Arm(f"{NON_PRIVATE}{suffix}", upper, "non-private", seed))
+            arms.append(Arm(f"{NON_PRIVATE}{suffix}", upper, NON_PRIVATE, seed))
     for arm in arms:
         strategy_of(arm.study)
     return tuple(arms)
+
+
+def require_public(study: Study, key: str, what: str) -> None:
+    """Refuse to train without noise on records that are not public.
+
+    Args:
+        study: The study.
+        key: Where in it this is asked for.
+        what: The value that asks for it.
+
+    Raises:
+        PolicyError: The records are neither built in nor simulated.
+    """
+    if study.data.is_builtin or study.simulation.seed is not None:
+        return
+    raise PolicyError(
+        f"{key}: {what} trains without noise and its scores would be released; it "
+        "runs on built-in public text or under an explicit simulation seed only. "
+        f"Remove it from {key}"
+    )
 
 
 def _majority(prepared: Prepared) -> dict[str, float]:

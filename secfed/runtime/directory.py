@@ -36,7 +36,7 @@ class RunRecord:
     """How a run was started."""
 
     run_id: str
-    kind: str  # "run" or "compare"
+    kind: str  # "run", "compare" or "grid"
     base_dir: str
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
