@@ -171,6 +171,7 @@ def write_run(
     seed: int | None = None,
     method: str = "ffa-lora",
     unit: Unit = "record",
+    study: Study | None = None,
     change: Change = lambda index, body: body,
     statement: Change = lambda index, body: body,
 ) -> None:
@@ -178,7 +179,7 @@ def write_run(
 
     ``statement`` rewrites the statement (index -1) before it is recorded.
     """
-    study = make_study(seed, method, unit)
+    study = study or make_study(seed, method, unit)
     (run / "adapters").mkdir(parents=True)
     (run / "adapter").mkdir()
     for number in (0, 1, 3):
