@@ -88,6 +88,10 @@ class Study(Table):
             raise ContradictionError(
                 "compare.alphas", "belongs to data.partition.kind = 'dirichlet' only"
             )
+        if self.compare.ranks is not None and self.adapter.ranks is not None:
+            raise ContradictionError(
+                "compare.ranks", "the sites have ranks of their own (adapter.ranks)"
+            )
 
     def _check_cohort(self) -> None:
         num_sites, colluders = len(self.sites), self.secagg.colluders

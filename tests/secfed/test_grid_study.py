@@ -120,6 +120,14 @@ def test_garbage_is_refused_with_the_file_and_the_key(
     assert str(caught.value).startswith(f"my.toml: {key}: ")
 
 
+def test_ranks_of_sites_and_ranks_of_a_grid_contradict_each_other() -> None:
+    values = grid_values(ranks=[2, 4])
+    values["adapter"]["ranks"] = {"north": 1}
+    with pytest.raises(StudyError) as caught:
+        load_study_dict(values, "my.toml")
+    assert caught.value.key == "compare.ranks"
+
+
 @pytest.mark.parametrize(
     ("partition", "key"),
     [
