@@ -164,14 +164,14 @@ def finished(packages: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not (run / "cells" / "epsinf" / "arms").exists():
             assert process.poll() is None, "the grid ended before it was interrupted"
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(180)
     assert not (run / "manifest.json").exists()
     before = content(run / "cells" / "eps8")
     assert f"{run}/cells/eps8/manifest.json" in before
