@@ -5,7 +5,7 @@ Verdicts come from each cell's paired intervals. "No difference" is a result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from secfed.report.conclusion import MIN_SEEDS, join_names
 from secfed.report.grid_reading import CellRecord, GridRecord
@@ -21,20 +21,32 @@ def conclude_grid(grid: GridRecord) -> str:
     """The conclusion of a grid, in sentences."""
     if not grid.finished:
         return "No cell has a result, so there is nothing to conclude."
-    found = verdicts(grid)
+    groups = _groups(grid)
     sentences = _missing(grid)
-    if not found:
+    if not any(groups.values()):
         sentences.append("Each cell has one method only, so nothing is compared.")
     elif len(grid.seeds) < MIN_SEEDS:
-        sentences += [_ahead(pair) for pair in found]
+        for label, found in groups.items():
+            sentences.append(f"{label}: {'; '.join(map(_ahead, found))}.")
         count = "One seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
         sentences.append(
             f"{count} cannot decide which is better; name at least {MIN_SEEDS} in "
             "compare.seeds for intervals."
         )
     else:
-        sentences += _decided(found, len(grid.seeds))
+        sentences += _decided(groups, len(grid.seeds))
     return " ".join(sentences)
+
+
+_Groups = Mapping[str, Sequence[Verdicts]]
+
+
+def _groups(grid: GridRecord) -> _Groups:
+    """The pairs of the private cells, and those of the others."""
+    private = [cell for cell in grid.finished if cell.is_private]
+    others = [cell for cell in grid.finished if not cell.is_private]
+    found = {"With privacy": verdicts(private), "Without privacy": verdicts(others)}
+    return {label: pairs for label, pairs in found.items() if pairs}
 
 
 def _missing(grid: GridRecord) -> list[str]:
@@ -46,17 +58,20 @@ def _missing(grid: GridRecord) -> list[str]:
     ]
 
 
-def _decided(found: Sequence[Verdicts], seeds: int) -> list[str]:
+def _decided(groups: _Groups, seeds: int) -> list[str]:
     """With intervals: what every pair's cells say."""
+    found = [entry for entries in groups.values() for entry in entries]
     pairs = [pair for entry in found for _, pair in entry.differences]
     opening = f"Over {seeds} seeds, by 95 % t-intervals of the paired differences in"
     sentences = [f"{opening} accuracy of each cell:"]
     if all(pair.verdict == "no difference" for pair in pairs):
-        sentences.append(
-            f"no difference between any two methods in any cell ({_n(pairs)})."
-        )
+        text = f"no difference between any two methods in any cell ({_n(pairs)})."
+        sentences.append(text)
     else:
-        sentences.append("; ".join(_verdict(entry) for entry in found) + ".")
+        sentences += [
+            f"{label}: {'; '.join(map(_verdict, entries))}."
+            for label, entries in groups.items()
+        ]
     sentences.append(
         f"The {_n(pairs)} are not corrected for being several: at 95 % about one in "
         "twenty would exclude zero by chance alone."
@@ -100,5 +115,5 @@ def _ahead(entry: Verdicts) -> str:
         span += f" to {100 * max(gaps):+.1f}"
     return (
         f"{entry.first} against {entry.second}: ahead in {ahead}, behind in {behind} "
-        f"of {len(gaps)} cells ({span} points)."
+        f"of {len(gaps)} cells ({span} points)"
     )

@@ -118,10 +118,10 @@ def cell_differences(cell: CellRecord) -> tuple[PairedDifference, ...]:
     return pair_scores(typed)
 
 
-def verdicts(grid: GridRecord) -> tuple[Verdicts, ...]:
-    """Every pair of methods over the finished cells."""
+def verdicts(cells: Iterable[CellRecord]) -> tuple[Verdicts, ...]:
+    """Every pair of methods over finished cells."""
     found: dict[tuple[str, str], list[tuple[CellRecord, PairedDifference]]] = {}
-    for cell in grid.finished:
+    for cell in cells:
         for pair in cell_differences(cell):
             found.setdefault((pair.first, pair.second), []).append((cell, pair))
     return tuple(Verdicts(*names, tuple(pairs)) for names, pairs in found.items())
