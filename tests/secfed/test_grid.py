@@ -81,6 +81,7 @@ def test_a_cell_that_a_policy_refuses_stops_the_grid_before_it_starts(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_lasting_budget_pays_for_all_cells_or_for_none(
     packages: None, tmp_path: Path
 ) -> None:
