@@ -20,6 +20,7 @@ from secfed.policy import SitePolicy
 from secfed.privacy.plan import PrivacyPlan
 from secfed.report.html import build_report
 from secfed.runtime.directory import create_run
+from secfed.runtime.partition import keep_partition
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord
 from secfed.runtime.rounds import RoundResult, play_alone, play_round
@@ -55,6 +56,7 @@ def run_study(
     """
     check_maskable(strategy_of(study))
     record = create_run(run_dir, study, base_dir, policy, kind="run")
+    keep_partition(study, base_dir, run_dir / "private")
     prepared = prepare(study, base_dir, policy, progress)
     arm = Arm(name=study.training.method, study=study)
     progress.arm(arm.name, 1, 1)
