@@ -27,6 +27,7 @@ DOCUMENTS = (
     "docs/decisions/0003-budget-anchor.md",
     "docs/decisions/0004-site-as-unit.md",
     "docs/decisions/0005-rules-and-payloads.md",
+    "docs/decisions/0006-means-of-products.md",
     "examples/compare_rules/README.md",
     "examples/lora_aggregation/README.md",
     "docs/formal/README.md",
