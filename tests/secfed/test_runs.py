@@ -320,6 +320,46 @@ run_study(small_study(), EXAMPLE, Path(sys.argv[2]), small_policy(), Waits())
 """
 
 
+OFFLINE = """
+import os, socket, sys
+from pathlib import Path
+
+asked = []
+
+def refuse(*arguments, **named):
+    asked.append(arguments)
+    raise OSError("the network is cut")
+
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
+# What would make libraries look at a hub, if nothing kept them from it.
+for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+    os.environ.pop(name, None)
+sys.path.insert(0, sys.argv[1])
+from small import EXAMPLE, small_policy, small_study
+from secfed.runtime.local import run_study
+from secfed.runtime.progress import NoProgress
+
+run_study(small_study(rounds=1), EXAMPLE, Path(sys.argv[2]), small_policy(), NoProgress())
+assert not asked, asked  # Nobody tried, so that nobody waited for an answer either.
+"""
+
+
+def test_the_main_job_needs_no_network_and_asks_for_none(
+    packages: None, tmp_path: Path
+) -> None:
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OFFLINE, here, tmp_path / "run"],
+        env={**os.environ, "PYTHONPATH": str(here.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert verify_run(tmp_path / "run").passed
+
+
 def test_killed_process(packages: None, tmp_path: Path) -> None:
     run, ready, study = tmp_path / "run", tmp_path / "ready", small_study()
     here = Path(__file__).parent
