@@ -51,6 +51,7 @@ class UpperBlocks(AdaptedModel):
         self.head = gpt.lm_head
         self.first_layer, self.compute_dtype, self.device = first, dtype, device
         self._network = [network]
+        self._frozen = {}
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Token logits (n, tokens, vocabulary), float32."""

@@ -41,6 +41,7 @@ _ABORTED: Final = 5
 _USAGE: Final = 2
 _RUN_KEY: Final = "secfed.run_directory"
 _JSON_KEY: Final = "secfed.json"
+_NO_LIMIT: Final = 10_000
 _PIPE_WIDTH: Final = 120
 
 
@@ -112,9 +113,13 @@ def _end(ctx: click.Context, error: BaseException, code: int, *, as_json: bool) 
 def show(*parts: RenderableType) -> None:
     """Write results for people to standard output."""
     console = Console(highlight=False)
-    if not console.is_terminal and console.width < _PIPE_WIDTH:
+    if not console.is_terminal:
         # A pipe has no width; cutting its columns would lose text.
-        console = Console(highlight=False, width=_PIPE_WIDTH)
+        free = console.options.update(max_width=_NO_LIMIT)
+        tables = [part for part in parts if isinstance(part, Table)]
+        needed = [console.measure(table, options=free).maximum for table in tables]
+        width = max(console.width, _PIPE_WIDTH, *needed)
+        console = Console(highlight=False, width=width)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str | Text))
 

@@ -244,16 +244,16 @@ def test_a_curve_as_json_passes_through_the_study(study):
 
 
 def test_the_colours_of_a_file_are_those_of_the_report():
-    page = (find_report_template()).read_text("utf-8")
+    page = find_report_style().read_text("utf-8")
     for theme in (_LIGHT, _DARK):
         for colour in theme.split("; "):
             assert colour.strip(";") in page, colour
 
 
-def find_report_template():
+def find_report_style():
     import secfed.report  # noqa: PLC0415
 
-    return type(find_demo_study())(secfed.report.__file__).parent / "report.html.j2"
+    return type(find_demo_study())(secfed.report.__file__).parent / "report.css"
 
 
 # ----------------------------------------------------------------------- a run
