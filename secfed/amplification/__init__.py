@@ -33,6 +33,11 @@ from secfed.amplification.measurement import (
     product_norm_squared,
     sum_of_products_norm_squared,
 )
+from secfed.amplification.outcomes import (
+    Outcome,
+    closed_form_of_outcomes,
+    measure_outcomes,
+)
 from secfed.amplification.rules import NO_CLOSED_FORM, REFERENCE, RULES, NoiseRule
 from secfed.amplification.subspace import subspace_motion
 
@@ -53,13 +58,16 @@ __all__ = [
     "NoiseLevels",
     "NoiseReport",
     "NoiseRule",
+    "Outcome",
     "RoundNoise",
     "Setting",
     "closed_form",
     "closed_form_mean_of_products",
+    "closed_form_of_outcomes",
     "expected_each_round",
     "expected_in_all",
     "measure",
+    "measure_outcomes",
     "noise_curve",
     "product_norm_squared",
     "sgd_noise_std",

@@ -3,6 +3,9 @@
 A round's noisy updates are compared with the same updates without the noise, so
 this exists in simulation only: whoever holds both holds unprotected updates.
 
+``measure`` is for rules that add the mean changes of the factors, and splits the
+energy into its parts. ``outcomes.py`` has the measurement for every other rule.
+
 No (d, k) matrix is formed: ``|L @ R|**2 = trace((L'L)(RR'))`` needs r x r
 products, and a sum of products is one product of stacked factors.
 """
@@ -38,38 +41,48 @@ Matrix = NDArray[np.float64]
 class ModuleNoise:
     """Energies (squared Frobenius norms) of one module, or summed over modules.
 
+    None is what does not exist, and never zero.
+
     Attributes:
-        measured: Of ``dW_noisy - dW_clean`` of the aggregated adapter.
-        linear_b: Of the part in which only B is noisy.
+        measured: Of ``dW_noisy - dW_clean`` after the round, of the global adapter
+            or, where sites end with models of their own, their mean energy.
+        linear_b: Of the part in which only B is noisy. This part and the next two
+            exist where the rule adds the mean changes of the factors.
         linear_a: Of the part in which only A is noisy.
         quadratic: Of the product of the two noises.
         signal: Of the change that the round makes to dW without noise.
-        gap: Of ``mean(B) @ mean(A) - mean(B @ A)`` over the noisy sites.
-        products: Of ``mean(B @ A)`` over the noisy sites.
+        gap: Of ``dW_noisy`` less the mean of the noisy sites' own dW; None where
+            sites end with models of their own.
+        products: Of the mean of the noisy sites' own dW; None as the gap.
         closed_form: Expectation of ``measured`` around the clean factors; None
-            where the noise levels are not known in advance (Adam).
+            where the noise levels are not known in advance (Adam) or the rule has
+            no closed form.
         ffa: The same for FFA-LoRA at the same noise in B, with the initial A.
     """
 
     measured: float
-    linear_b: float
-    linear_a: float
-    quadratic: float
+    linear_b: float | None
+    linear_a: float | None
+    quadratic: float | None
     signal: float
-    gap: float
-    products: float
+    gap: float | None
+    products: float | None
     closed_form: float | None
     ffa: float | None
 
     @property
-    def quadratic_share(self) -> float:
+    def quadratic_share(self) -> float | None:
         """The quadratic part's share of the three parts; 0 without noise."""
+        if self.linear_b is None or self.linear_a is None or self.quadratic is None:
+            return None
         parts = self.linear_b + self.linear_a + self.quadratic
         return self.quadratic / parts if parts else 0.0
 
     @property
-    def aggregation_gap(self) -> float:
-        """Relative error of the product of means; 0 for an exact rule."""
+    def aggregation_gap(self) -> float | None:
+        """Relative error of the aggregate; 0 for an exact rule."""
+        if self.gap is None or self.products is None:
+            return None
         return self.gap / self.products if self.products else 0.0
 
     @property
@@ -103,6 +116,15 @@ class NoiseReport(ModuleNoise):
     """The energies summed over all modules, and each module's own."""
 
     modules: tuple[tuple[str, ModuleNoise], ...]
+
+    @classmethod
+    def of_modules(cls, modules: tuple[tuple[str, ModuleNoise], ...]) -> NoiseReport:
+        """The sum; what one module does not have, the sum does not have."""
+        totals: dict[str, float | None] = {}
+        for field in fields(ModuleNoise):
+            values = [getattr(noise, field.name) for _, noise in modules]
+            totals[field.name] = None if None in values else math.fsum(values)
+        return cls(**totals, modules=modules)  # type: ignore[arg-type]
 
 
 def measure(
@@ -165,7 +187,7 @@ def measure(
         )
         for name in before.modules()
     )
-    return _summed(modules)
+    return NoiseReport.of_modules(modules)
 
 
 def product_norm_squared(left: Matrix, right: Matrix) -> float:
@@ -244,14 +266,6 @@ def _measure_module(
         closed_form=expected,
         ffa=ffa,
     )
-
-
-def _summed(modules: tuple[tuple[str, ModuleNoise], ...]) -> NoiseReport:
-    totals: dict[str, float | None] = {}
-    for field in fields(ModuleNoise):
-        values = [getattr(noise, field.name) for _, noise in modules]
-        totals[field.name] = None if None in values else math.fsum(values)
-    return NoiseReport(**totals, modules=modules)  # type: ignore[arg-type]
 
 
 def _changes(updates: Sequence[Tensors], name: str, old: Matrix) -> list[Matrix]:

@@ -12,20 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from secfed.amplification import NoiseLevels, measure, sgd_noise_std
 from secfed.client import BudgetGuard, NoGuard
 from secfed.errors import RoundAbortedError
 from secfed.evaluation import evaluate
 from secfed.policy import SitePolicy
-from secfed.privacy.plan import PrivacyPlan
 from secfed.report.html import build_report
 from secfed.runtime.directory import create_run
 from secfed.runtime.partition import keep_partition
+from secfed.runtime.noise import round_noise
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord
-from secfed.runtime.rounds import RoundResult, play_alone, play_round
+from secfed.runtime.rounds import play_alone, play_round
 from secfed.runtime.setup import Prepared, prepare
-from secfed.runtime.site_training import contribute, learning_rate_of, view_of
+from secfed.runtime.site_training import contribute, view_of
 from secfed.strategies import (
     check_maskable,
     check_ranks,
@@ -34,7 +33,7 @@ from secfed.strategies import (
 )
 from secfed.strategies.base import ServerState, Strategy
 from secfed.study import Study
-from secfed.types import LORA_A, LORA_B, Adapter
+from secfed.types import Adapter
 
 __all__ = ["run_arm", "run_study"]
 
@@ -157,7 +156,7 @@ def _play(
         "bytes_down": played.bytes_down,
         "seconds": round(time.perf_counter() - started, 3),
         "epsilon": record.epsilon(round_number),
-        "noise": _noise(record, prepared, strategy, before, played),
+        "noise": round_noise(record, prepared, strategy, before, played, round_number),
     }
     record.commit(after, played, metrics)
     progress.finished_round(metrics)
@@ -189,60 +188,3 @@ def _site_scores(
         view = view_of(record.arm, name, record.kept[name], after.round + 1)
         scores.append(_scores(prepared, strategy.start(after.adapter, view)))
     return {key: float(np.mean([own[key] for own in scores])) for key in scores[0]}
-
-
-def _noise(
-    record: ArmRecord,
-    prepared: Prepared,
-    strategy: Strategy,
-    before: ServerState,
-    played: RoundResult,
-) -> dict[str, Any] | None:
-    """The round's noise in the weights, measured by the simulator; else None."""
-    survivors = played.result.survivors
-    updates = [played.updates[site] for site in survivors]
-    clean = [u.noiseless for u in updates if u.noiseless is not None]
-    trains = tuple(updates[0].change)
-    lora = any(name.endswith((LORA_A, LORA_B)) for name in trains)
-    plain = strategy.linear and not strategy.personal
-    if not record.arm.private or not lora or not plain:
-        return None
-    report = measure(
-        before.adapter,
-        [update.change for update in updates],
-        clean,
-        trains,
-        levels=_levels(record, survivors, trains) if strategy.plain_steps else None,
-        initial=prepared.start,
-    )
-    return report.to_json()
-
-
-def _levels(
-    record: ArmRecord, survivors: tuple[str, ...], trains: tuple[str, ...]
-) -> NoiseLevels | None:
-    """The noise per number of each survivor; under Adam steps it has no closed form."""
-    training = record.arm.study.training
-    plans = [record.sites[site].plan for site in survivors]
-    if record.arm.study.privacy.unit == "site":
-        std = [plan.noise_std for plan in plans]  # Once, after the last step.
-    elif training.optimizer != "sgd":
-        return None
-    else:
-        std = [_sgd_std(record.arm, plan) for plan in plans]
-    zero = [0.0] * len(std)
-    return NoiseLevels.uniform(
-        std_a=std if any(name.endswith(LORA_A) for name in trains) else zero,
-        std_b=std if any(name.endswith(LORA_B) for name in trains) else zero,
-    )
-
-
-def _sgd_std(arm: Arm, plan: PrivacyPlan) -> float:
-    return sgd_noise_std(
-        plan.steps_per_round,
-        learning_rate_of(arm),
-        plan.noise_multiplier,
-        plan.clip_norm,
-        plan.expected_batch,
-        momentum=arm.study.training.momentum,
-    )

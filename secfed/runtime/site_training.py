@@ -22,7 +22,14 @@ from secfed.training import (
 )
 from secfed.types import Adapter
 
-__all__ = ["contribute", "learning_rate_of", "settings_of", "view_of"]
+__all__ = [
+    "contribute",
+    "learning_rate_of",
+    "local_steps_of",
+    "settings_of",
+    "start_of",
+    "view_of",
+]
 
 
 def contribute(
@@ -39,19 +46,36 @@ def contribute(
     1. the rule's start at this site; 2. local training; 3. what stays, durable before
     anything is sent; 4. what is sent.
     """
-    view = view_of(arm, site.name, kept, round_number)
-    view = replace(view, rank=strategy.rank_at(view))
-    start = strategy.start(before.adapter, view)
+    view, start = start_of(arm, strategy, site.name, before, round_number, kept)
     trains = trained_names(strategy, before.adapter, round_number)
-    local = LocalSteps(
-        strategy.active,
-        strategy.smoothing,
-        first=1 + (round_number - 1) * arm.study.training.steps_per_round,
-    )
+    local = local_steps_of(arm, strategy, round_number)
     update = _train(arm, prepared, site, start, trains, view, local)
     kept.write(round_number, strategy.kept(start, update.change, view))
     payload = strategy.payload(before.adapter, start, update.change)
     return Contribution(update=update, payload=payload)
+
+
+def start_of(
+    arm: Arm,
+    strategy: Strategy,
+    site: str,
+    before: ServerState,
+    round_number: int,
+    kept: KeptTensors,
+) -> tuple[SiteView, Adapter]:
+    """What a site knows when a round begins, with its rank, and trains from."""
+    view = view_of(arm, site, kept, round_number)
+    view = replace(view, rank=strategy.rank_at(view))
+    return view, strategy.start(before.adapter, view)
+
+
+def local_steps_of(arm: Arm, strategy: Strategy, round_number: int) -> LocalSteps:
+    """What moves in which step of a round; steps count through all rounds."""
+    return LocalSteps(
+        strategy.active,
+        strategy.smoothing,
+        first=1 + (round_number - 1) * arm.study.training.steps_per_round,
+    )
 
 
 def view_of(arm: Arm, site: str, kept: KeptTensors, round_number: int) -> SiteView:
