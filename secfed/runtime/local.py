@@ -18,8 +18,8 @@ from secfed.evaluation import evaluate
 from secfed.policy import SitePolicy
 from secfed.report.html import build_report
 from secfed.runtime.directory import create_run
-from secfed.runtime.partition import keep_partition
 from secfed.runtime.noise import round_noise
+from secfed.runtime.partition import keep_partition
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord
 from secfed.runtime.rounds import play_alone, play_round
