@@ -152,13 +152,15 @@ def _levels(
 ) -> list[NoiseLevels]:
     """Every round's noise; a site that dropped out has weight zero."""
     sigmas = setting.noise_multipliers
+    # No step is noisy where the unit is the site, and nothing is filtered.
+    left = 1.0 if setting.whole_site else rule.filtered**0.5
     found = []
     for number in range(1, 1 + (setting.rounds if rule.accumulates else 1)):
         alive = [True] * len(sigmas) if survivors is None else survivors[number - 1]
         steps = setting.steps if any(alive) else 0
         alive = alive if steps else [True] * len(sigmas)
         std_a, std_b = (
-            tuple(setting.noise_std(sigma, noisy) for sigma in sigmas)
+            tuple(left * setting.noise_std(sigma, noisy) for sigma in sigmas)
             for noisy in rule.noisy_steps(number, steps)
         )
         weights = tuple(here / sum(alive) for here in alive)

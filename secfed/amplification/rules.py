@@ -34,6 +34,8 @@ class NoiseRule:
             for itself: one factor (the other is averaged), or everything.
         orthonormal: A gets orthonormal rows between rounds.
         accumulates: Whether the forms hold after the first round.
+        filtered: The share of the noise's variance that a filter over the noisy
+            gradients leaves: the sum of its squared weights.
         note: What a reader of its numbers has to know.
     """
 
@@ -42,15 +44,19 @@ class NoiseRule:
     combines: Combines = "means"
     orthonormal: bool = False
     accumulates: bool = True
+    filtered: float = 1.0
     note: str = ""
 
     def noisy_steps(self, round_number: int, steps: int) -> tuple[int, int]:
         """Noisy steps of (A, B) in a round of ``steps``; rounds count from 1.
 
-        A core counts as B.
+        A core counts as B. Where steps alternate they count through all rounds, and
+        the odd ones are B's.
         """
         if self.trains == "steps":
-            return steps // 2, steps - steps // 2
+            noisy_b = (round_number * steps + 1) // 2
+            noisy_b -= ((round_number - 1) * steps + 1) // 2
+            return steps - noisy_b, noisy_b
         if self.trains == "rounds":
             return (0, steps) if round_number % 2 else (steps, 0)
         noisy_a = self.trains in {"both", "a"}
@@ -94,7 +100,7 @@ _ALL: Final = (
     ),
     NoiseRule("fedsvd", "b", orthonormal=True),
     NoiseRule("ffa-fresh", "b"),
-    NoiseRule("la-lora", "steps", note="without its filter, which lowers the noise"),
+    NoiseRule("la-lora", "steps", filtered=70 / 256),  # [1, 4, 6, 4, 1] / 16
     NoiseRule("fed-sb", "core", note="r x r core, orthonormal U and V"),
     NoiseRule("local", "both", "nothing", note="mean over the sites' own models"),
 )

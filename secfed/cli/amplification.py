@@ -82,7 +82,7 @@ def amplification(
 
     Example: secfed amplification --run runs/my-demo
     """
-    chosen = _chosen(methods)
+    names = _names(methods)
     points = _points(values)
     if svg is not None and curves is None:
         raise click.BadParameter("needs --curves", param_hint="--svg")
@@ -98,13 +98,15 @@ def amplification(
         raise click.BadParameter("a norm is not negative", param_hint="--norm-b")
     outlook = None if study is None else _outlook(study, rate, init, norm_b)
     if run is not None:
-        noise_run.of_run(run, outlook, chosen, as_json=as_json)
+        noise_run.of_run(run, outlook, names, as_json=as_json)
     elif outlook is None:
         raise click.UsageError("name a STUDY, or a run with --run DIR")
     elif curves is not None:
-        noise_tables.of_curve(outlook, chosen, curves, points, svg, as_json=as_json)
+        noise_tables.of_curve(
+            outlook, _rules(names), curves, points, svg, as_json=as_json
+        )
     else:
-        noise_tables.of_study(outlook, chosen, modules=modules, as_json=as_json)
+        noise_tables.of_study(outlook, _rules(names), modules=modules, as_json=as_json)
 
 
 def _outlook(
@@ -120,24 +122,34 @@ def _outlook(
     )
 
 
-def _chosen(methods: str | None) -> tuple[NoiseRule, ...] | None:
+def _names(methods: str | None) -> tuple[str, ...] | None:
     if methods is None:
         return None
     from secfed.amplification import NO_CLOSED_FORM, RULES  # noqa: PLC0415
     from secfed.study.reading import nearest  # noqa: PLC0415
 
-    found = []
-    for name in filter(None, (part.strip() for part in methods.split(","))):
-        if name in NO_CLOSED_FORM:
-            problem = f"{name}: {NO_CLOSED_FORM[name]}"
+    known = (*RULES, *NO_CLOSED_FORM)
+    found = [name for part in methods.split(",") if (name := part.strip())]
+    for name in found:
+        if name not in known:
+            problem = f"unknown method {name!r}; {nearest(name, known)}"
             raise click.BadParameter(problem, param_hint="--methods")
-        if name not in RULES:
-            problem = f"unknown method {name!r}; {nearest(name, RULES)}"
-            raise click.BadParameter(problem, param_hint="--methods")
-        found.append(RULES[name])
     if not found:
         raise click.BadParameter("name at least one", param_hint="--methods")
     return tuple(dict.fromkeys(found))
+
+
+def _rules(names: tuple[str, ...] | None) -> tuple[NoiseRule, ...] | None:
+    """The rules by name; what is measured only has nothing to expect."""
+    if names is None:
+        return None
+    from secfed.amplification import NO_CLOSED_FORM, RULES  # noqa: PLC0415
+
+    for name in names:
+        if name in NO_CLOSED_FORM:
+            problem = f"{name}: {NO_CLOSED_FORM[name]}"
+            raise click.BadParameter(problem, param_hint="--methods")
+    return tuple(RULES[name] for name in names)
 
 
 def _points(values: str | None) -> tuple[float, ...] | None:

@@ -101,7 +101,8 @@ def noise_outlook(
     Records are read only where the study's text is built in, public, and counted.
 
     Raises:
-        StudyError: The optimizer's steps have no closed form.
+        StudyError: The steps of an optimizer, at the sites or at the coordinator,
+            have no closed form.
         ModelError: The model is not here, or the study does not fit it.
         PlanError: A site is too small for the study.
     """
@@ -114,6 +115,13 @@ def noise_outlook(
             "training.optimizer",
             f"{study.training.optimizer!r} scales every number by its own history, so "
             "its noise has no closed form; use 'sgd', or measure a run with --run",
+        )
+    if study.training.server_optimizer is not None:
+        raise StudyError(
+            f"study {study.name}",
+            "training.server_optimizer",
+            f"{study.training.server_optimizer!r} makes steps of its own of the mean, "
+            "so the noise has no closed form; measure a run with --run alone",
         )
     modules = adapted_shapes(find_model(study.model, base_dir), study.adapter)
     sigmas = {

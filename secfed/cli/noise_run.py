@@ -16,7 +16,6 @@ from secfed.errors import RunDirectoryError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from secfed.amplification import NoiseRule
     from secfed.cli.noise_outlook import NoiseOutlook
     from secfed.report.reading import RunRecord
     from secfed.report.results import Arm
@@ -27,14 +26,13 @@ __all__ = ["ArmNoise", "RoundRow", "arm_noises", "of_run"]
 def of_run(
     run: Path,
     outlook: NoiseOutlook | None,
-    chosen: Sequence[NoiseRule] | None,
+    methods: Sequence[str] | None,
     *,
     as_json: bool,
 ) -> None:
     """Print what a run measured beside what was expected."""
     from secfed.report.reading import read_run  # noqa: PLC0415
 
-    methods = None if chosen is None else [rule.name for rule in chosen]
     arms = arm_noises(read_run(run), outlook, methods)
     if as_json:
         print_json({"run": str(run), "arms": [arm.to_json() for arm in arms]})
@@ -42,6 +40,26 @@ def of_run(
     for arm in arms:
         show(_arm_table(arm, with_study=outlook is not None))
     show(Text(_what_stands_beside(outlook)))
+    for method in dict.fromkeys(arm.method for arm in arms):
+        if sentence := _what_is_missing(method):
+            show(Text(f"{method}: {sentence}."))
+
+
+def _what_is_missing(method: str) -> str:
+    """Why a rule has no closed form, or what its closed form leaves out."""
+    from secfed.amplification import NO_CLOSED_FORM, RULES  # noqa: PLC0415
+
+    if method in NO_CLOSED_FORM:
+        return f"no closed form; {NO_CLOSED_FORM[method]}"
+    rule = RULES.get(method)
+    if rule is None:
+        return ""
+    if rule.accumulates:
+        return rule.note
+    return (
+        "the closed form is that of the mean product, the measured energy that of "
+        "what is left of it at rank r"
+    )
 
 
 def _arm_table(arm: ArmNoise, *, with_study: bool) -> Table:
@@ -78,7 +96,8 @@ def _compared(numbers: Mapping[str, float | None], *, with_study: bool) -> list[
 def _what_stands_beside(outlook: NoiseOutlook | None) -> str:
     text = (
         "Closed form: expected around the factors that the run had, '-' where the "
-        "optimizer has none. "
+        "rule or its optimizer has none. Quadratic: '-' where the noise is not a sum "
+        "of parts. "
     )
     if outlook is not None:
         text += (

@@ -80,6 +80,12 @@ def with_norm2(rng, shape, norm2):
     return matrix * np.sqrt(norm2 / np.sum(matrix**2))
 
 
+def filtered(noise, axis):
+    """Along the inputs of A or the outputs of B, closed to a ring."""
+    weights = enumerate(STRATEGIES["la-lora"].smoothing, start=-2)
+    return sum(weight * np.roll(noise, place, axis) for place, weight in weights)
+
+
 # ------------------------------------------------- every rule, over several rounds
 
 
@@ -119,10 +125,12 @@ class Simulation:
             v = np.linalg.qr(self.rng.normal(size=(K, R)))[0].T
             return u @ self.site_noise((R, R), steps).mean(1, keepdims=True) @ v
         alternate = {"both": (steps, steps), "b": (0, steps), "a": (steps, 0)}
-        alternate["steps"] = (1, 2)
+        alternate["steps"] = (1, 2) if number in {1, 3} else (2, 1)
         alternate["rounds"] = (0, steps) if number in {1, 3} else (steps, 0)
         noisy_a, noisy_b = alternate[self.rule.trains]
         x_a, x_b = self.site_noise((R, K), noisy_a), self.site_noise((D, R), noisy_b)
+        if self.rule.name == "la-lora":
+            x_a, x_b = filtered(x_a, axis=-1), filtered(x_b, axis=-2)
         a, b = self.a, self.b
         site_products = (b + x_b) @ (a + x_a) - b @ a
         combines = self.rule.combines
@@ -370,6 +378,9 @@ def test_a_rule_is_noisy_where_its_strategy_trains(name):
     for number in range(1, 5):
         noisy_a, noisy_b = rule.noisy_steps(number, 10)
         assert bool(noisy_a) == strategy.trains("m.lora_A", number)
+        assert rule.filtered == pytest.approx(
+            sum(weight**2 for weight in strategy.smoothing) or 1.0
+        )
         if rule.trains != "core":
             assert bool(noisy_b) == strategy.trains("m.lora_B", number)
 

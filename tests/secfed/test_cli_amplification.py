@@ -283,6 +283,43 @@ def test_a_run_is_compared_with_its_study(study, run):
     assert "0.500" in text
 
 
+def test_a_rule_without_parts_or_closed_form_is_shown_with_dashes(run):
+    stored = (run / "metrics.jsonl").read_text("utf-8")
+    lines = [json.loads(line) for line in stored.splitlines()]
+    missing = ("closed_form", "quadratic", "quadratic_share", "aggregation_gap")
+    for line in lines[1:]:
+        line["noise"] |= dict.fromkeys(missing)
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (run / "metrics.jsonl").write_text(text, "utf-8")
+    other = json.loads((run / "study.json").read_text("utf-8"))
+    other["training"]["method"] = "hetlora"
+    other["training"]["learning_rate"]["hetlora"] = 1.0
+    (run / "study.json").write_text(json.dumps(other), "utf-8")
+    # It may be named with --run, though there is nothing to expect of it.
+    result = call("amplification", "--run", run, "--methods", "hetlora")
+    assert result.exit_code == 0, result.output
+    rows = re.findall(r"(?m)^ +\d +(\d) +(\S+) +- +- +- *$", result.stdout)
+    assert [survivors for survivors, _ in rows] == ["4", "3", "4", "4", "4"]
+    assert all(float(measured) > 0 for _, measured in rows)
+    assert "hetlora: no closed form; its weights are norms" in result.stdout
+    (arm,) = values_of("amplification", "--run", run)["arms"]
+    assert arm["measured"] > 0
+    assert arm["closed_form"] is None
+
+
+def test_an_optimizer_at_the_coordinator_has_no_closed_form(study):
+    other = study.parent / "momentum"
+    other.mkdir()
+    text = study.read_text("utf-8").replace(
+        "[training]",
+        '[training]\nserver_optimizer = "fedavgm"\nserver_learning_rate = 1.0',
+    )
+    (other / "study.toml").write_text(text, "utf-8")
+    result = call("amplification", other / "study.toml")
+    assert result.exit_code == 2
+    assert "no closed form" in result.stderr
+
+
 def test_a_run_of_another_study_is_refused(study, run):
     other = json.loads((run / "study.json").read_text("utf-8"))
     other["training"]["rounds"] = 4
