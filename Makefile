@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation clean
+.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -66,6 +66,9 @@ bench-utility: $(STAMP)  ## score private adapters against a private head; hours
 
 bench-aggregation: $(STAMP)  ## measure the coordinator's step after the sum; BENCH=--quick: seconds
 	$(BIN)/python -m benchmarks.aggregation $(BENCH) --json runs/bench-aggregation.json
+
+bench-amplification: $(STAMP)  ## measure the noise in the weights against closed forms; BENCH=--quick: a minute
+	$(BIN)/python -m benchmarks.amplification $(BENCH) --json runs/bench-amplification.json
 
 clean:           ## remove the virtual environment and caches, never runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
