@@ -28,7 +28,7 @@ from secfed.report.drawing import (
     round_axis,
     sparse_numbers,
 )
-from secfed.report.results import NON_PRIVATE, Arm, Comparison
+from secfed.report.results import NON_PRIVATE, POOLED, Arm, Comparison
 from secfed.report.tables import round_up
 
 __all__ = ["Chart", "comparison_charts"]
@@ -98,9 +98,11 @@ def _series(arms: Sequence[Arm]) -> tuple[_Series, ...]:
     found = []
     for index, group in enumerate(groups.values()):
         single = len(group) == 1
-        label = group[0].name if single else group[0].method
+        label = group[0].label if single else group[0].method
         if not single and group[0].kind == NON_PRIVATE and NON_PRIVATE not in label:
             label = f"{label} {NON_PRIVATE}"
+        if not single and group[0].kind == POOLED:
+            label = f"{label} (no federation)"
         found.append(_Series(label, tuple(group), SERIES[index % len(SERIES)]))
     return tuple(found)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secfed.report.results import HEAD_ONLY, NON_PRIVATE, Arm, Comparison
+from secfed.report.results import HEAD_ONLY, NON_PRIVATE, POOLED, Arm, Comparison
 
 __all__ = [
     "MIN_SEEDS",
@@ -147,7 +147,24 @@ def conclude(comparison: Comparison | Mapping[str, Any]) -> str:
             "The private head alone was not run, so whether the adapters earn their "
             "privacy is unknown."
         )
+    sentences.append(_pooled(comparison))
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _pooled(comparison: Comparison) -> str:
+    """What is no result of a federation, said wherever the results are."""
+    scores = [
+        arm.final.accuracy
+        for arm in comparison.arms
+        if arm.kind == POOLED and arm.final.accuracy is not None
+    ]
+    if not scores:
+        return ""
+    return (
+        f"{POOLED} ({100 * statistics.fmean(scores):.1f} %) is DP-LoRA on all sites' "
+        "records in one place at the same epsilon: a baseline that no federation can "
+        "run, and not one of the compared methods."
+    )
 
 
 def _without_privacy(comparison: Comparison) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from secfed.errors import RunDirectoryError
 from secfed.report.reading import RunRecord, inside, read_object, read_run
-from secfed.report.results import NON_PRIVATE, Arm, Source
+from secfed.report.results import NON_PRIVATE, POOLED, Arm, Source
 
 __all__ = ["GRID", "CellRecord", "GridRecord", "is_grid_directory", "read_grid"]
 
@@ -50,7 +50,9 @@ class CellRecord:
         """The arms set against each other: private ones, or all where none is."""
         arms = self.record.comparison.arms if self.record else ()
         return tuple(
-            arm for arm in arms if (arm.kind != NON_PRIVATE) == self.is_private
+            arm
+            for arm in arms
+            if (arm.kind != NON_PRIVATE) == self.is_private and arm.kind != POOLED
         )
 
     @property
@@ -163,7 +165,7 @@ def _cell(folder: Path, source: Source) -> CellRecord:
     if source.text("status") == "finished":
         own = inside(folder, source.text("run"))
         record = read_run(own)
-        for arm in record.comparison.arms:
+        for arm in (arm for arm in record.comparison.arms if arm.run):
             path = inside(own, arm.run) / "study.json"
             studies[arm.name] = read_object(path, required=False)
     rank = source.whole("rank")

@@ -13,7 +13,7 @@ from rich.text import Text
 from secfed.report.grid_reading import CellRecord, GridRecord
 from secfed.report.grid_rules import fairness_rules
 from secfed.report.grid_summary import MethodResult, cell_differences, cell_results
-from secfed.report.results import NON_PRIVATE
+from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.report.tables import COLUMNS, csv_lines, format_number, format_percent
 
 __all__ = [
@@ -44,12 +44,16 @@ class SimpleTable:
 
 def score_table(grid: GridRecord) -> SimpleTable:
     """Mean accuracy of every method in every cell, with its interval if known."""
-    headings = ("cell", *grid.methods, "majority", "fedavg without privacy")
+    pooled = [c.name for c in grid.cells if _baseline(c, POOLED) != _NONE]
+    last = ("pooled (no federation can run it)",) if pooled else ()
+    headings = ("cell", *grid.methods, "majority", "fedavg without privacy", *last)
     rows = []
     for cell in grid.cells:
         results = {result.method: result for result in cell_results(cell)}
         scores = [_score(results.get(method)) for method in grid.methods]
-        rows.append((cell.title, *scores, _majority(cell), _without(cell)))
+        beside = [_majority(cell), _baseline(cell, NON_PRIVATE)]
+        beside += [_baseline(cell, POOLED)] if pooled else []
+        rows.append((cell.title, *scores, *beside))
     return SimpleTable("Accuracy on the public hold-out", headings, tuple(rows))
 
 
@@ -155,13 +159,13 @@ def _majority(cell: CellRecord) -> str:
     return format_percent(cell.record.comparison.majority.accuracy)
 
 
-def _without(cell: CellRecord) -> str:
-    """The non-private baseline of a private cell."""
+def _baseline(cell: CellRecord, kind: str) -> str:
+    """A baseline of a private cell that is not one of the compared arms."""
     arms = cell.record.comparison.arms if cell.record and cell.is_private else ()
     scores = [
         arm.final.accuracy
         for arm in arms
-        if arm.kind == NON_PRIVATE and arm.final.accuracy is not None
+        if arm.kind == kind and arm.final.accuracy is not None
     ]
     return format_percent(sum(scores) / len(scores)) if scores else _NONE
 

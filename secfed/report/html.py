@@ -15,7 +15,7 @@ from secfed.report.charts import Chart, comparison_charts
 from secfed.report.conclusion import conclude
 from secfed.report.plain import describe_protection, statement_table
 from secfed.report.reading import RunRecord, read_run
-from secfed.report.results import NON_PRIVATE
+from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.report.tables import comparison_rows, round_up, sum_text
 
 __all__ = ["build_report", "page_environment", "render_report", "write_page"]
@@ -107,7 +107,8 @@ def render_report(record: RunRecord) -> str:
             unstated=[
                 arm.name
                 for arm in record.comparison.arms
-                if arm.name not in record.statements and arm.kind != NON_PRIVATE
+                if arm.name not in record.statements
+                and arm.kind not in {NON_PRIVATE, POOLED}
             ],
             record=record,
             round_up=round_up,

@@ -13,7 +13,7 @@ from typing import Any
 
 from secfed.report import whole_site
 from secfed.report.reading import RunRecord, below
-from secfed.report.results import NON_PRIVATE
+from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.report.tables import UNKNOWN, round_up
 
 __all__ = [
@@ -280,6 +280,12 @@ def _not_protected(record: RunRecord, unit: str) -> tuple[str, ...]:
         "comparison, and must never be released where the records are not public"
         for arm in record.comparison.arms
         if arm.kind == NON_PRIVATE
+    ]
+    listed += [
+        f"arm {arm.name} had the records of all sites in one place, which no "
+        "federation has: a simulation for comparison, without statement or evidence"
+        for arm in record.comparison.arms
+        if arm.kind == POOLED
     ]
     unit = unit if unit != UNKNOWN else "unit"
     listed += [

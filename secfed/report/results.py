@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 NON_PRIVATE = "non-private"
+POOLED = "pooled"
+"""All sites' records in one place, which no federation has; simulation only."""
 HEAD_ONLY = "head-only"
 
 
@@ -223,8 +225,13 @@ class Arm:
 
     @property
     def is_private(self) -> bool:
-        """Whether every record it learned from is protected by noise."""
-        return self.kind != NON_PRIVATE and self.epsilon_max is not None
+        """Whether sites trained it and every record of theirs is protected by noise."""
+        return self.kind not in {NON_PRIVATE, POOLED} and self.epsilon_max is not None
+
+    @property
+    def label(self) -> str:
+        """Its name, and that no federation can run it where that is so."""
+        return f"{self.name} (no federation)" if self.kind == POOLED else self.name
 
     @property
     def has_adapters(self) -> bool:

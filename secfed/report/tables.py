@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from secfed.report.results import NON_PRIVATE, Arm, Comparison
+from secfed.report.results import NON_PRIVATE, POOLED, Arm, Comparison
 
 __all__ = [
     "COLUMNS",
@@ -126,7 +126,7 @@ def comparison_rows(comparison: Comparison) -> tuple[Row, ...]:
 def _row(arm: Arm, *, simulated: bool) -> Row:
     noise = [report for _, report in arm.noise_rounds]
     return Row(
-        name=arm.name,
+        name=arm.label,
         arm=arm,
         accuracy=arm.final.accuracy,
         macro_f1=arm.final.macro_f1,
@@ -292,7 +292,8 @@ def format_epsilon(arm: Arm, *, simulated: bool = False) -> str:
     """The worst site's epsilon, or why there is none."""
     if arm.kind == NON_PRIVATE or simulated:
         return NOT_PRIVATE
-    return UNKNOWN if arm.epsilon_max is None else round_up(arm.epsilon_max)
+    shown = UNKNOWN if arm.epsilon_max is None else round_up(arm.epsilon_max)
+    return f"{shown} {POOLED.upper()}" if arm.kind == POOLED else shown
 
 
 def round_up(epsilon: float) -> str:

@@ -18,11 +18,12 @@ from secfed.manifest import write_manifest
 from secfed.policy import SitePolicy
 from secfed.report.conclusion import conclude
 from secfed.report.html import build_report
-from secfed.report.results import HEAD_ONLY, NON_PRIVATE
+from secfed.report.results import HEAD_ONLY, NON_PRIVATE, POOLED
 from secfed.report.tables import write_csv
 from secfed.runtime.directory import create_run, write_atomically
 from secfed.runtime.local import run_arm
 from secfed.runtime.partition import keep_partition
+from secfed.runtime.pooled import RULE, pooled_plan, run_pooled
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, open_budget, prepare, with_seed_of
@@ -33,6 +34,9 @@ from secfed.study import Study
 __all__ = ["plan_arms", "require_public", "run_comparison"]
 
 _KINDS = ("private", "baseline")
+
+_WITHOUT_NOISE = "trains without noise and its scores would be released"
+_IN_ONE_PLACE = "trains on all sites' records in one place"
 
 _UPPER_BOUND = "fedavg"
 """The rule of the non-private arm: both factors, what plain LoRA training does."""
@@ -66,10 +70,16 @@ def run_comparison(
     (run_dir / "manifest.json").unlink(missing_ok=True)
     summaries: list[dict[str, Any]] = []
     prepared = prepare(study, base_dir, policy, progress)
+    # Refused before anything is spent, if at all.
+    pooled = [pooled_plan(study, prepared.plans) for a in arms if a.kind == POOLED][:1]
     keep_partition(study, base_dir, private)
     for index, arm in enumerate(arms, start=1):
         progress.arm(arm.name, index, len(arms))
         own = with_seed_of(prepared, arm.study)
+        if arm.kind == POOLED:
+            path = run_dir / POOLED / f"{arm.name}.json"
+            summaries.append(run_pooled(arm, own, pooled[0], path, progress))
+            continue
         arm_dir = run_dir / "arms" / arm.name
         summaries.append(
             run_arm(arm, own, arm_dir, private, record.run_id, policy, progress)
@@ -104,21 +114,13 @@ def plan_arms(
     Raises:
         StudyError: A method is unknown, cannot be masked, has no learning rate, or
             does not fit the study.
-        PolicyError: Training without privacy is asked for on records that are not
-            public.
+        PolicyError: Training without privacy, or with all records in one place, is
+            asked for on records that are not public.
     """
     for method in methods:
         check_maskable(get_strategy(method, path="--methods", key=method))
-    baselines: tuple[str, ...] = (HEAD_ONLY, NON_PRIVATE)
-    if study.compare is not None:
-        baselines = study.compare.baselines
     without = study.compare is not None and study.compare.without_privacy is True
-    if without:
-        require_public(study, "compare.epsilons", '"inf"')
-        if _UPPER_BOUND in methods:  # It is the baseline.
-            baselines = tuple(name for name in baselines if name != NON_PRIVATE)
-    elif NON_PRIVATE in baselines:
-        require_public(study, "compare.baselines", f"'{NON_PRIVATE}'")
+    baselines = _baselines(study, methods, without=without)
     private, baseline = (NON_PRIVATE, NON_PRIVATE) if without else _KINDS
     arms = []
     for seed in seeds:
@@ -132,6 +134,9 @@ def plan_arms(
         if HEAD_ONLY in baselines or HEAD_ONLY in methods:
             head = own.with_method(HEAD_ONLY)
             arms.append(Arm(f"{HEAD_ONLY}{suffix}", head, baseline, seed))
+        if POOLED in baselines:
+            together = own.with_method(RULE)
+            arms.append(Arm(f"{POOLED}{suffix}", together, POOLED, seed))
         if NON_PRIVATE in baselines:
             upper = own.with_method(_UPPER_BOUND)
             arms.append(Arm(f"{NON_PRIVATE}{suffix}", upper, NON_PRIVATE, seed))
@@ -140,13 +145,39 @@ def plan_arms(
     return tuple(arms)
 
 
-def require_public(study: Study, key: str, what: str) -> None:
-    """Refuse to train without noise on records that are not public.
+def _baselines(
+    study: Study, methods: Sequence[str], *, without: bool
+) -> tuple[str, ...]:
+    """What is run beside the methods, if the records allow it.
+
+    Raises:
+        PolicyError: As ``plan_arms``.
+    """
+    names: tuple[str, ...] = (HEAD_ONLY, NON_PRIVATE)
+    if study.compare is not None:
+        names = study.compare.baselines
+    if without:
+        require_public(study, "compare.epsilons", '"inf"')
+        # It is the baseline; and where there is no epsilon there is none to share.
+        gone = {POOLED, NON_PRIVATE} if _UPPER_BOUND in methods else {POOLED}
+        return tuple(name for name in names if name not in gone)
+    if NON_PRIVATE in names:
+        require_public(study, "compare.baselines", f"'{NON_PRIVATE}'")
+    if POOLED in names:
+        require_public(study, "compare.baselines", f"'{POOLED}'", _IN_ONE_PLACE)
+    return names
+
+
+def require_public(
+    study: Study, key: str, what: str, why: str = _WITHOUT_NOISE
+) -> None:
+    """Refuse on records that are not public what no site would allow on its own.
 
     Args:
         study: The study.
         key: Where in it this is asked for.
         what: The value that asks for it.
+        why: What it does.
 
     Raises:
         PolicyError: The records are neither built in nor simulated.
@@ -154,9 +185,8 @@ def require_public(study: Study, key: str, what: str) -> None:
     if study.data.is_builtin or study.simulation.seed is not None:
         return
     raise PolicyError(
-        f"{key}: {what} trains without noise and its scores would be released; it "
-        "runs on built-in public text or under an explicit simulation seed only. "
-        f"Remove it from {key}"
+        f"{key}: {what} {why}; it runs on built-in public text or under an explicit "
+        f"simulation seed only. Remove it from {key}"
     )
 
 

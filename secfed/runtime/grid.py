@@ -25,6 +25,7 @@ from secfed.policy import check as check_policy
 from secfed.privacy.asked import plan_for
 from secfed.privacy.composed import CellPlans, composed_epsilon
 from secfed.report.grid_html import write_grid_report
+from secfed.report.results import POOLED
 from secfed.runtime.cells import CellEvents, CellJob, Limits, Outcome, run_cells
 from secfed.runtime.compare import plan_arms
 from secfed.runtime.directory import create_run, write_atomically
@@ -87,7 +88,11 @@ def run_grid(
             if not (folder / MANIFEST_NAME).is_file():
                 _open_cell(cell, folder, Path(record.base_dir), policy, methods, seeds)
                 _share_key(run_dir, folder)
-                rounds = sum(arm.study.training.rounds for arm in arms[cell.name])
+                rounds = sum(
+                    arm.study.training.rounds
+                    for arm in arms[cell.name]
+                    if arm.kind != POOLED  # It keeps no lines that could be counted.
+                )
                 jobs.append(CellJob(cell.name, folder, rounds))
         if len(jobs) < len(cells):
             events.note(f"{len(cells) - len(jobs)} of {len(cells)} cells are finished")

@@ -39,6 +39,7 @@ from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget, Charge
 from secfed.release import save_release
+from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
 from secfed.runtime.kept import KeptTensors
@@ -52,7 +53,7 @@ from secfed.strategies.base import ServerState
 from secfed.study import Study
 from secfed.types import Adapter, Tensors
 
-__all__ = ["Arm", "ArmRecord"]
+__all__ = ["Arm", "ArmRecord", "empty_line"]
 
 _ROUND_KINDS = ("round", "round-interrupted")
 
@@ -63,13 +64,13 @@ class Arm:
 
     name: str
     study: Study
-    kind: str = "private"  # "private", "baseline" or "non-private"
+    kind: str = "private"  # "private", "baseline", "non-private" or "pooled"
     seed: int = 0
 
     @property
     def private(self) -> bool:
         """Whether its sites train under a plan and a budget."""
-        return self.kind != "non-private"
+        return self.kind not in {NON_PRIVATE, POOLED}
 
 
 class ArmRecord:
@@ -228,7 +229,7 @@ class ArmRecord:
         scores = {key: self._lines()[-1][key] for key in ("accuracy", "macro_f1")}
         append_line(
             self._metrics,
-            _empty_line(number, "interrupted", scores) | {"epsilon": epsilon},
+            empty_line(number, "interrupted", scores) | {"epsilon": epsilon},
         )
         body = InterruptedEntry(
             round=number,
@@ -319,7 +320,7 @@ class ArmRecord:
         )
         save_adapter(adapter, self._adapter_path(0))
         self._metrics.unlink(missing_ok=True)
-        append_line(self._metrics, _empty_line(0, "completed", scores))
+        append_line(self._metrics, empty_line(0, "completed", scores))
         if not self._ledger.entries():
             body = StudyEntry(
                 study_digest=study.digest(),
@@ -445,9 +446,7 @@ class ArmRecord:
         )
 
 
-def _empty_line(
-    number: int, status: str, scores: Mapping[str, float]
-) -> dict[str, Any]:
+def empty_line(number: int, status: str, scores: Mapping[str, float]) -> dict[str, Any]:
     """A metrics line in which nothing was summed."""
     return {
         "round": number,

@@ -377,7 +377,8 @@ class TrainingSection(Table):
     def _methods(self) -> Self:
         check_method("method", self.method)
         for name in self.learning_rate:
-            check_method(f"learning_rate.{name}", name)
+            if name != "pooled":  # A baseline of a comparison, and no method.
+                check_method(f"learning_rate.{name}", name)
         self.require_learning_rate(self.method)
         return self
 
@@ -467,7 +468,8 @@ class CompareSection(Table):
 
     methods: Texts = ("ffa-lora", "fedavg")
     baselines: Annotated[
-        tuple[Literal["head-only", "non-private"], ...], BeforeValidator(_list_as_tuple)
+        tuple[Literal["head-only", "non-private", "pooled"], ...],
+        BeforeValidator(_list_as_tuple),
     ] = ("head-only", "non-private")
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_list_as_tuple)] = (0,)
     # A grid: one comparison for each combination. None leaves the study's own value.

@@ -29,7 +29,7 @@ from secfed.training.local_steps import LocalSteps
 from secfed.training.losses import ClassificationLoss, causal_lm, classification
 from secfed.training.plain import train_without_privacy
 from secfed.training.preflight import preflight
-from secfed.training.records import PrivateRecords
+from secfed.training.records import PrivateRecords, pooled_records
 from secfed.training.selftest import check_independence
 from secfed.training.steps import LocalUpdate, train_privately
 from secfed.training.whole_site import train_whole_site
@@ -44,6 +44,7 @@ __all__ = [
     "causal_lm",
     "check_independence",
     "classification",
+    "pooled_records",
     "preflight",
     "train_privately",
     "train_whole_site",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from secfed.models import Features, padded_batches
 
-__all__ = ["PrivateRecords", "micro_batches"]
+__all__ = ["PrivateRecords", "micro_batches", "pooled_records"]
 
 _MICRO_BATCH_TOKENS = 512
 """A speed setting outside the plan: the sum does not depend on it.
@@ -42,6 +42,26 @@ class PrivateRecords:
 
     def __repr__(self) -> str:
         return "PrivateRecords(<private>)"
+
+
+def pooled_records(sites: Sequence[PrivateRecords]) -> PrivateRecords:
+    """All sites' records in one place, with units of their own; simulation only.
+
+    A person at two sites is two units.
+    """
+    lengths = np.concatenate([held.features.lengths for held in sites])
+    features = Features(
+        states=torch.cat([held.features.states for held in sites]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+    )
+    before = np.cumsum([0, *(held.num_units for held in sites)])
+    units = [held.units + first for held, first in zip(sites, before, strict=False)]
+    return PrivateRecords(
+        features=features,
+        labels=np.concatenate([held.labels for held in sites]),
+        units=np.concatenate(units),
+        num_units=int(before[-1]),
+    )
 
 
 def micro_batches(

@@ -73,9 +73,12 @@ def check_cells(bundle: Bundle, cells: Sequence[Cell]) -> str:
 
 
 def _check_alike(bundle: Bundle, cell: Cell, arms: Sequence[Mapping[str, Any]]) -> None:
-    """Arms of a cell differ in the method, and by the seed in the start."""
+    """Arms of a cell differ in the method, and by the seed in the start.
+
+    An arm without a run directory, the pooled baseline, has no evidence to check.
+    """
     tables = cell.study.canonical()
-    for arm in arms:
+    for arm in (arm for arm in arms if arm["run"]):
         name = f"{cell.run}/{arm['run']}/study.json"
         own = bundle.json(name)
         seed = cell.study.adapter.seed + arm["seed"]
