@@ -97,7 +97,9 @@ def test_steps_add_linear_noise_and_multiply_products():
     quadratic = energies["fedavg"]["quadratic"]
     assert quadratic[1] == pytest.approx(9 * quadratic[0])
     # Alternate steps halve the noise of each factor; the whole product stays: T/2 * T/2.
-    assert energies["la-lora"]["quadratic"] == pytest.approx(quadratic / 4)
+    # Both factors' noise is filtered.
+    filtered = RULES["la-lora"].filtered ** 2
+    assert energies["la-lora"]["quadratic"] == pytest.approx(filtered * quadratic / 4)
 
 
 def test_a_larger_rank_lowers_the_scaling_faster_than_it_lengthens_a():
