@@ -235,8 +235,8 @@ def step_size(study: Study, tensor: str) -> float:
     if not tensor.startswith(HEAD):
         return training.learning_rate[training.method]
     if training.method == HEAD_ONLY:
-        return training.learning_rate.get(HEAD_ONLY, training.head_learning_rate)
-    return training.head_learning_rate
+        return training.learning_rate.get(HEAD_ONLY, training.head_rate)
+    return training.head_rate
 
 
 def _law(study: Study, plans: Mapping[str, PrivacyPlan]) -> UpdateLaw:

@@ -135,7 +135,7 @@ def settings_of(arm: Arm) -> TrainingSection:
     training = arm.study.training
     if training.method != HEAD_ONLY:
         return training
-    rate = training.learning_rate.get(HEAD_ONLY, training.head_learning_rate)
+    rate = training.learning_rate.get(HEAD_ONLY, training.head_rate)
     return training.model_copy(update={"head_learning_rate": rate})
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "SecaggSection",
     "SimulationSection",
     "StudySection",
+    "TaskSection",
     "TrainingSection",
     "check_method",
 ]
@@ -154,6 +155,12 @@ class StudySection(Table):
     title: Text
 
 
+class TaskSection(Table):
+    """``[task]``: what the model learns to do; without it, to classify texts."""
+
+    kind: Literal["classification", "causal-lm"]
+
+
 class PartitionSection(Table):
     """``[data.partition]``: which site holds which records."""
 
@@ -259,11 +266,17 @@ class DataSection(Table):
                 f"name a file ({', '.join(FILE_SUFFIXES)}), "
                 f"{HUB_PREFIX}owner/name or {BUILTIN_SOURCES[0]}",
             )
-        for key in ("text_column", "label_column", "labels"):
-            if getattr(self, key) is None:
-                # Labels found in the records would themselves be released.
-                raise ContradictionError(key, "required unless the text is built in")
-        labels = self.labels or ()
+        if self.text_column is None:
+            raise ContradictionError(
+                "text_column", "required unless the text is built in"
+            )
+        for key, other in (("label_column", "labels"), ("labels", "label_column")):
+            # Labels found in the records would themselves be released.
+            if getattr(self, key) is None and getattr(self, other) is not None:
+                raise ContradictionError(key, f"required with {other}")
+        if self.labels is None:
+            return
+        labels = self.labels
         if len(labels) < MIN_LABELS:
             raise ContradictionError(
                 "labels", f"at least {MIN_LABELS} labels are needed"
@@ -336,7 +349,8 @@ class TrainingSection(Table):
     expected_batch: Count
     optimizer: Literal["sgd", "adam"] = "adam"
     momentum: Decay = 0.0
-    head_learning_rate: Positive
+    # Of the classifier, where the task has one.
+    head_learning_rate: Positive | None = None
     # Public, by label; a label that is not named weighs 1. Counted from private
     # records they would be a release of their own.
     class_weights: Mapping[str, Positive] | None = None
@@ -351,6 +365,11 @@ class TrainingSection(Table):
         tuple[Decay, Decay] | None, BeforeValidator(_list_as_tuple)
     ] = None
     server_tau: Positive | None = None
+
+    @property
+    def head_rate(self) -> float:
+        """The classifier's step size; 0 where there is no classifier."""
+        return self.head_learning_rate or 0.0
 
     @model_validator(mode="after")
     def _server(self) -> Self:
