@@ -19,12 +19,14 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from secfed.errors import ModelError
-from secfed.models import BaseModel, encode_prefix, run_layers
+from secfed.models import BaseModel, decoder_of, encode_prefix, run_layers
 from secfed.study.sections import AdapterSection
 from secfed.types import LORA_A, LORA_B, LORA_R, MERGED, Adapter, Tensors
 
 __all__ = [
     "AdaptedModel",
+    "CausalModel",
+    "SequenceClassifier",
     "attach_adapter",
     "head_from_names",
     "initial_adapter",
@@ -39,17 +41,15 @@ _FACTOR, _CORE = ".lora_B.default", 0
 
 
 class AdaptedModel(nn.Module):
-    """The layers from the first adapted one up, and the head, over cached states.
+    """The layers from the first adapted one up, and what is above, over cached states.
 
     ``forward`` maps token states (n, tokens, hidden) and a mask (n, tokens) to
-    sequence logits (n, classes): the adapted layers, the mean over real tokens,
-    the head. It shares its parameters with ``network``, the whole PEFT model.
+    logits. It shares its parameters with ``network``, the whole PEFT model.
     """
 
     def __init__(self, base: BaseModel, network: peft.PeftModel, first: int) -> None:
         super().__init__()
         self.upper = nn.ModuleList(list(base.layers)[first:])
-        self.head = network.get_base_model().classifier
         self.compute_dtype = base.compute_dtype
         self.first_layer = first
         self._network = [network]  # in a list: not a submodule, counted once
@@ -60,18 +60,10 @@ class AdaptedModel(nn.Module):
         """The whole PEFT model."""
         return self._network[0]
 
-    def pooled(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean of the last layer's states over the real tokens, float32."""
+    def precision(self, device: torch.device) -> torch.autocast:
+        """The number format of the frozen part, as a context."""
         enabled = self.compute_dtype is torch.bfloat16
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            top = run_layers(self.upper, states, mask)
-        weights = mask[:, :, None].to(torch.float32)
-        return (top.float() * weights).sum(1) / weights.sum(1)
-
-    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Sequence logits (n, classes), float32."""
-        logits: torch.Tensor = self.head(self.pooled(states, mask))
-        return logits
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def named(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters under their names in ``Adapter.tensors``."""
@@ -118,7 +110,7 @@ class AdaptedModel(nn.Module):
     def base_weights(self) -> dict[str, NDArray[np.float32]]:
         """The frozen weight (out, in) of every adapted module, nothing folded in."""
         return {
-            module: self._frozen.get(module, layer.weight)
+            module: _upright(layer, self._frozen.get(module, layer.weight))
             .float()
             .numpy(force=True)
             .copy()
@@ -126,6 +118,7 @@ class AdaptedModel(nn.Module):
         }
 
     def _base_layers(self) -> dict[str, nn.Linear]:
+        """The adapted layers; Transformers' ``Conv1D`` has the same weight, turned."""
         found = {}
         for name in self.named():
             if name.endswith(LORA_A):
@@ -138,15 +131,17 @@ class AdaptedModel(nn.Module):
         """Set the frozen weights to the base's plus ``merged``; others as they were."""
         layers = self._base_layers()
         for module in self._frozen.keys() | merged.keys():
-            if module not in layers or type(layers[module]) is not nn.Linear:
+            layer = layers.get(module)
+            if layer is None or not _is_foldable(layer):
                 raise ModelError(f"{module}: nothing can be folded into this layer")
-            weight = layers[module].weight
+            weight = layer.weight
             original = self._frozen.setdefault(module, weight.detach().clone())
             if module not in merged:
                 weight.copy_(self._frozen.pop(module))
                 continue
-            change = _checked(module + MERGED, merged[module], weight.shape)
-            weight.copy_(original + change)
+            shape = _upright(layer, weight).shape
+            change = _checked(module + MERGED, merged[module], shape)
+            weight.copy_(original + _upright(layer, change))
 
     def _set_cores(self, *, present: bool) -> None:
         """Put a trainable (r, r) layer between the factors, or take it out."""
@@ -169,6 +164,59 @@ class AdaptedModel(nn.Module):
         for parameter in chosen.values():
             parameter.requires_grad_(True)
         return chosen
+
+
+class SequenceClassifier(AdaptedModel):
+    """The adapted layers, the mean over real tokens, and the head."""
+
+    def __init__(self, base: BaseModel, network: peft.PeftModel, first: int) -> None:
+        super().__init__(base, network, first)
+        self.head = network.get_base_model().classifier
+
+    def pooled(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean of the last layer's states over the real tokens, float32."""
+        with self.precision(states.device):
+            top = run_layers(self.upper, states, mask)
+        weights = mask[:, :, None].to(torch.float32)
+        return (top.float() * weights).sum(1) / weights.sum(1)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Sequence logits (n, classes), float32."""
+        logits: torch.Tensor = self.head(self.pooled(states, mask))
+        return logits
+
+
+class CausalModel(AdaptedModel):
+    """The adapted layers, the last norm, and the frozen layer of the vocabulary."""
+
+    def __init__(self, base: BaseModel, network: peft.PeftModel, first: int) -> None:
+        super().__init__(base, network, first)
+        inner = network.get_base_model()
+        self._decoder = decoder_of(inner.config)
+        self.norm, self.vocabulary = self._decoder.top(inner)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Token logits (n, tokens, vocabulary), float32."""
+        inner = self.network.get_base_model()
+        with self.precision(states.device):
+            top = self._decoder.run(inner, self.upper, states, mask)
+            logits: torch.Tensor = self.vocabulary(self.norm(top))
+        return logits.float()
+
+
+def _is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer keeps its weight as (in, out): Transformers' ``Conv1D``."""
+    return type(layer).__name__ == "Conv1D"
+
+
+def _is_foldable(layer: nn.Module) -> bool:
+    """Whether a layer is its weight and nothing else: not one of a quantised base."""
+    return type(layer) is nn.Linear or _is_transposed(layer)
+
+
+def _upright(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """A layer's own weight as (out, in), or such a matrix as the layer keeps it."""
+    return weight.T if _is_transposed(layer) else weight
 
 
 def _adapter_name(peft_name: str) -> str | None:
@@ -198,18 +246,25 @@ def _checked(
 
 
 def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
-    """Wrap the base with PEFT LoRA layers; the head becomes ``modules_to_save``."""
+    """Wrap the base with PEFT LoRA layers.
+
+    A classifier's head becomes ``modules_to_save``; a language model has none.
+
+    Raises:
+        ModelError: The study's modules, layers or rank do not fit the model.
+    """
     total = len(base.layers)
     first = 0 if section.layers == 0 else total - section.layers
     if first < 0:
         raise ModelError(f"[adapter] layers: the base model has only {total} layers")
     config = peft.LoraConfig(
-        task_type=peft.TaskType.TOKEN_CLS,
+        task_type=base.architecture.task_type,
         r=section.r,
         lora_alpha=section.lora_alpha,
         lora_dropout=0.0,
         target_modules=list(section.target_modules),
         layers_to_transform=list(range(first, total)),
+        fan_in_fan_out=base.architecture.transposed,
         bias="none",
     )
     try:
@@ -221,7 +276,9 @@ def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
         raise ModelError(f"[adapter] target_modules: {error}") from error
     _require_targets(section, network.base_model.targeted_module_names)
     network.eval()
-    model = AdaptedModel(base, network, first)
+    causal = base.architecture.task_type == "CAUSAL_LM"
+    kind = CausalModel if causal else SequenceClassifier
+    model = kind(base, network, first)
     _require_rank(section.r, model)
     return model
 
@@ -273,7 +330,7 @@ def initial_adapter(model: AdaptedModel, section: AdapterSection) -> Adapter:
 
 
 def head_from_names(
-    base: BaseModel, model: AdaptedModel, names: tuple[str, ...], scale: float
+    base: BaseModel, model: SequenceClassifier, names: tuple[str, ...], scale: float
 ) -> Tensors:
     """A public start of the head: the classes' own names, embedded by the base.
 

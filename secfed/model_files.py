@@ -7,6 +7,7 @@ the file's digest is not checked here. Whoever loads the weights checks it.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,12 @@ __all__ = ["WEIGHTS", "ModuleShape", "adapted_shapes", "find_model"]
 WEIGHTS: Final = "model.safetensors"
 
 _MATRIX: Final = 2
-_LAYER: Final = re.compile(r"(?:^|\.)layer\.(\d+)\.")
-"""Encoder layers, as ``secfed.models`` finds them: ``encoder.layer.<number>``."""
+_LAYER: Final = re.compile(r"(?:^|\.)(?:layer|layers|h)\.(\d+)\.")
+"""Layers, as ``secfed.models`` finds them: ``encoder.layer.<number>`` of BERT,
+``model.layers.<number>`` of Llama, ``transformer.h.<number>`` of GPT-2."""
+
+_TRANSPOSED: Final = ("gpt2",)
+"""Model types whose weights are stored (in, out)."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,13 @@ def adapted_shapes(folder: Path, section: AdapterSection) -> tuple[ModuleShape, 
     """The linear layers that the study adapts, in the order of the layers.
 
     A layer is adapted when its name ends with one of the targets and it belongs to
-    one of the last ``section.layers`` encoder layers (0: all), as PEFT chooses.
+    one of the last ``section.layers`` layers (0: all), as PEFT chooses.
 
     Raises:
         ModelError: The header cannot be read, a target is not there, there are
             fewer layers, or the rank is above a matrix's smaller side.
     """
-    found = _encoder_matrices(folder / WEIGHTS)
+    found = _matrices(folder)
     total = 1 + max((number for number, _ in found), default=-1)
     if section.layers > total:
         raise ModelError(f"[adapter] layers: the base model has only {total} layers")
@@ -103,9 +108,10 @@ def adapted_shapes(folder: Path, section: AdapterSection) -> tuple[ModuleShape, 
     return chosen
 
 
-def _encoder_matrices(path: Path) -> list[tuple[int, ModuleShape]]:
-    """(layer number, shape) of every matrix inside an encoder layer."""
-    found = []
+def _matrices(folder: Path) -> list[tuple[int, ModuleShape]]:
+    """(layer number, shape) of every matrix inside a layer."""
+    path, found = folder / WEIGHTS, []
+    transposed = _model_type(folder) in _TRANSPOSED
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
@@ -113,15 +119,26 @@ def _encoder_matrices(path: Path) -> list[tuple[int, ModuleShape]]:
                 shape = file.get_slice(name).get_shape()
                 if layer and name.endswith(".weight") and len(shape) == _MATRIX:
                     short = name.removesuffix(".weight")
-                    found.append((int(layer[1]), ModuleShape(short, *shape)))
+                    d, k = reversed(shape) if transposed else shape
+                    found.append((int(layer[1]), ModuleShape(short, d, k)))
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: the header cannot be read: {error}") from error
     if not found:
         raise ModelError(
-            f"{path}: no encoder layers that secfed knows; "
-            "BERT-like encoders are supported"
+            f"{path}: no layers that secfed knows; BERT-like encoders, GPT-2 and "
+            "Llama are supported"
         )
     return sorted(found, key=lambda entry: (entry[0], entry[1].name))
+
+
+def _model_type(folder: Path) -> str | None:
+    """What ``config.json`` says; None where it says nothing."""
+    try:
+        value = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    found = value.get("model_type") if isinstance(value, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _is_called(name: str, target: str) -> bool:

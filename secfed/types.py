@@ -79,10 +79,14 @@ class Adapter:
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts with class numbers; ``labels`` is int64 of shape (len(texts),)."""
+    """Texts with class numbers; ``labels`` is int64 of shape (len(texts),).
+
+    ``tokens`` are the ids of texts that are blocks of tokens; else empty.
+    """
 
     texts: tuple[str, ...]
     labels: NDArray[np.int64]
+    tokens: tuple[tuple[int, ...], ...] = ()
 
     def __repr__(self) -> str:
         return f"LabelledTexts(<{len(self.texts)} records>)"

@@ -103,10 +103,11 @@ def _public_shapes(study: Study, base_dir: Path) -> Adapter | None:
     for module in modules:
         tensors[module.name + LORA_A] = np.zeros((r, module.k), np.float32)
         tensors[module.name + LORA_B] = np.zeros((module.d, r), np.float32)
-    labels = _num_labels(study)
-    hidden = modules[-1].d
-    tensors["head.bias"] = np.zeros(labels, np.float32)
-    tensors["head.weight"] = np.zeros((labels, hidden), np.float32)
+    if not study.is_causal_lm:
+        labels = _num_labels(study)
+        hidden = modules[-1].d
+        tensors["head.bias"] = np.zeros(labels, np.float32)
+        tensors["head.weight"] = np.zeros((labels, hidden), np.float32)
     adapter = Adapter(tensors=tensors, scaling=study.adapter.lora_alpha / r)
     base = {m.name: np.zeros((m.d, m.k), np.float32) for m in modules}
     return strategy_of(study).init(adapter, 0, base).adapter

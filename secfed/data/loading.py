@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from secfed.canonical import digest
+from secfed.data.blocks import documents_to_blocks
 from secfed.data.files import load_external
 from secfed.data.icd10cm import load_icd10cm
 from secfed.data.partition import assign_sites, at_most, cap_units, split_holdout
@@ -30,7 +31,8 @@ class StudyData:
         label_names: Class names, in the order of the head's rows.
         nominal_units: Public number of units by site: declared by the study, or
             counted where the text itself is public.
-        rows: Which rows of the source each site holds, counted from 1. Private.
+        rows: Which rows of the source each site holds, counted from 1, one entry per
+            record: a document that was cut stands once for each block. Private.
         holdout_rows: The rows of the test set.
     """
 
@@ -52,11 +54,14 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
     Raises:
         DataError: Anything about the records does not fit the study. Its text
             holds row numbers, never a record.
+        ModelError: Documents are to be cut, and the tokenizer is not here.
     """
     section, privacy = study.data, study.privacy
     # 1. All records, checked.
     table = load_icd10cm() if section.is_builtin else load_external(section, base_dir)
     table = table.numbered()
+    if study.is_causal_lm:
+        table = documents_to_blocks(table, study, base_dir)
     # 2. The public test set first, so that it does not depend on max_records.
     training, holdout = split_holdout(table, section.holdout.fraction, section.seed)
     holdout = at_most(

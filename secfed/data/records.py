@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from secfed.types import LabelledTexts
 
 __all__ = ["RecordTable", "stable_uniforms"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class RecordTable:
         sites: The natural site of each record; empty where there is none.
         rows: Where each record stands in the source, counted from 1; None where
             nobody numbered them.
+        tokens: Of each text, where the records are blocks of tokens; else empty.
     """
 
     texts: tuple[str, ...]
@@ -36,6 +40,7 @@ class RecordTable:
     units: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
     rows: NDArray[np.int64] | None = None
+    tokens: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -53,6 +58,7 @@ class RecordTable:
             units=_at(self.units, rows),
             sites=_at(self.sites, rows),
             rows=None if self.rows is None else self.rows[rows],
+            tokens=_at(self.tokens, rows),
         )
 
     def numbered(self) -> RecordTable:
@@ -80,8 +86,8 @@ class RecordTable:
         return tuple(keys)
 
     def labelled(self) -> LabelledTexts:
-        """Texts and labels only."""
-        return LabelledTexts(texts=self.texts, labels=self.labels)
+        """Texts, tokens and labels only."""
+        return LabelledTexts(texts=self.texts, labels=self.labels, tokens=self.tokens)
 
 
 def stable_uniforms(
@@ -104,5 +110,5 @@ def stable_uniforms(
     return np.array(drawn, dtype=np.float64)
 
 
-def _at(column: Sequence[str], rows: NDArray[np.int64]) -> tuple[str, ...]:
+def _at(column: Sequence[_T], rows: NDArray[np.int64]) -> tuple[_T, ...]:
     return tuple(column[row] for row in rows.tolist()) if column else ()

@@ -26,21 +26,30 @@ privacy unit: the update of the round).
 
 from secfed.training.gradients import FunctionalGradients, OpacusGradients
 from secfed.training.local_steps import LocalSteps
-from secfed.training.losses import ClassificationLoss, causal_lm, classification
+from secfed.training.losses import (
+    CausalLoss,
+    ClassificationLoss,
+    RecordLoss,
+    causal_lm,
+    classification,
+)
 from secfed.training.plain import train_without_privacy
 from secfed.training.preflight import preflight
-from secfed.training.records import PrivateRecords, pooled_records
+from secfed.training.records import PrivateRecords, TokenRecords, pooled_records
 from secfed.training.selftest import check_independence
 from secfed.training.steps import LocalUpdate, train_privately
 from secfed.training.whole_site import train_whole_site
 
 __all__ = [
+    "CausalLoss",
     "ClassificationLoss",
     "FunctionalGradients",
     "LocalSteps",
     "LocalUpdate",
     "OpacusGradients",
     "PrivateRecords",
+    "RecordLoss",
+    "TokenRecords",
     "causal_lm",
     "check_independence",
     "classification",

@@ -16,6 +16,7 @@ from torch import nn
 
 __all__ = [
     "IGNORED",
+    "CausalLoss",
     "ClassificationLoss",
     "RecordLoss",
     "causal_lm",
@@ -93,3 +94,18 @@ class ClassificationLoss:
                 self.class_weights, dtype=logits.dtype, device=logits.device
             )
         return classification(logits, labels, weights)
+
+
+@dataclass(frozen=True)
+class CausalLoss:
+    """The loss of next-token prediction over cached states; a ``RecordLoss``."""
+
+    def __call__(
+        self,
+        network: nn.Module,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Losses (n,) of padded states, their mask and their tokens."""
+        return causal_lm(network(states, mask), targets)

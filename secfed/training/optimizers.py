@@ -19,9 +19,7 @@ def make_optimizer(
     groups = [
         {
             "params": [parameter],
-            "lr": settings.head_rate
-            if name.startswith("head.")
-            else learning_rate,
+            "lr": settings.head_rate if name.startswith("head.") else learning_rate,
         }
         for name, parameter in chosen.items()
     ]

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secfed.models import Features, padded_batches
+from secfed.models import Features, TokenFeatures, padded_batches
+from secfed.training.losses import IGNORED
 
-__all__ = ["PrivateRecords", "micro_batches", "pooled_records"]
+__all__ = ["PrivateRecords", "TokenRecords", "micro_batches", "pooled_records"]
 
 _MICRO_BATCH_TOKENS = 512
 """A speed setting outside the plan: the sum does not depend on it.
@@ -41,7 +42,22 @@ class PrivateRecords:
         return _MICRO_BATCH_TOKENS
 
     def __repr__(self) -> str:
-        return "PrivateRecords(<private>)"
+        return f"{type(self).__name__}(<private>)"
+
+
+@dataclass(frozen=True, repr=False)
+class TokenRecords(PrivateRecords):
+    """Blocks of tokens, each to be predicted from those before it.
+
+    ``labels`` are the numbers of the categories, which training does not see.
+    """
+
+    features: TokenFeatures
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        """Padded states (n, longest, hidden), mask and tokens (n, longest)."""
+        states, mask = self.features.batch(rows)
+        return states, mask, self.features.targets(rows, IGNORED)
 
 
 def pooled_records(sites: Sequence[PrivateRecords]) -> PrivateRecords:

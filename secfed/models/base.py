@@ -1,18 +1,4 @@
-"""Base models: found by path or package, checked by digest, loaded offline.
-
-The only module that touches Transformers. A study names a model by a local path
-or by an installed package that carries the weights; nothing is ever downloaded
-(PITFALLS 30), only ``model.safetensors`` is read, and its SHA-256 must be the one
-that the study pins.
-
-The classifier is Transformers' token classification model read at sequence
-level: a linear head commutes with the mean over tokens, so
-
-    logits = head(mean_i h_i) = mean_i head(h_i)
-
-and the released adapter loads with plain ``peft`` on the stock class (the mean
-of the token logits over the attention mask are the sequence logits).
-"""
+"""What all base models share: opening the folder, and states computed once."""
 
 from __future__ import annotations
 
@@ -21,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,23 +19,60 @@ from secfed.model_files import WEIGHTS, find_model
 from secfed.study.sections import ModelSection
 
 __all__ = [
+    "Architecture",
     "BaseModel",
     "Features",
-    "encode_prefix",
-    "find_model",
-    "load_base_model",
+    "TokenFeatures",
+    "compute_dtype",
+    "compute_states",
+    "module_list",
+    "offline_transformers",
+    "open_folder",
     "padded_batches",
 ]
 
 _PREFIX_BATCH_TOKENS = 8192
 
 
+class Architecture(Protocol):
+    """How one family of models is taken apart at its layers."""
+
+    @property
+    def task_type(self) -> str:
+        """PEFT's name of the task that the stock class is for."""
+        ...
+
+    @property
+    def transposed(self) -> bool:
+        """Whether adapted weights are stored (in, out) and not (out, in)."""
+        ...
+
+    def layers(self, network: nn.Module, /) -> nn.ModuleList:
+        """The transformer layers, lowest first."""
+        ...
+
+    def embed(self, network: nn.Module, tokens: torch.Tensor, /) -> torch.Tensor:
+        """States (n, tokens, hidden) below the first layer."""
+        ...
+
+    def run(
+        self,
+        network: nn.Module,
+        layers: Sequence[nn.Module] | nn.ModuleList,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        /,
+    ) -> torch.Tensor:
+        """Apply some of the layers; ``mask`` is True where a token is real."""
+        ...
+
+
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen encoder with an untrained head, and its tokenizer.
+    """A frozen model in evaluation mode.
 
-    ``network`` is a token classification model in evaluation mode, every
-    parameter frozen; ``digest`` is the SHA-256 of its weights file.
+    ``network`` is an object of Transformers, every parameter frozen; ``tokenizer``
+    is None where texts come as tokens; ``digest`` is the SHA-256 of the weights file.
     """
 
     network: nn.Module
@@ -57,13 +80,12 @@ class BaseModel:
     digest: str
     max_length: int
     compute_dtype: torch.dtype
+    architecture: Architecture
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The encoder's transformer layers, lowest first."""
-        layers = self.network.base_model.encoder.layer  # type: ignore[union-attr]
-        assert_module_list(layers)
-        return layers  # type: ignore[return-value]
+        """The transformer layers, lowest first."""
+        return self.architecture.layers(self.network)
 
 
 @dataclass(frozen=True)
@@ -95,25 +117,41 @@ class Features:
         return states, mask
 
     def __repr__(self) -> str:
-        return "Features(<private>)"
+        return f"{type(self).__name__}(<private>)"
 
 
-def assert_module_list(layers: object) -> None:
-    """Refuse a network whose encoder is not a list of layers."""
-    if not isinstance(layers, nn.ModuleList):
-        raise ModelError(
-            "the base model's encoder has no list of layers that secfed knows; "
-            "BERT-like encoders are supported"
+@dataclass(frozen=True, repr=False)
+class TokenFeatures(Features):
+    """The states of texts whose tokens are to be predicted.
+
+    ``tokens`` are the texts' token ids, int64, flat as ``states``.
+    """
+
+    tokens: torch.Tensor
+
+    def targets(self, rows: NDArray[np.int64], padding: int) -> torch.Tensor:
+        """Token ids (n, longest) of some rows, padded at the right."""
+        return nn.utils.rnn.pad_sequence(
+            [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in rows],
+            batch_first=True,
+            padding_value=padding,
         )
 
 
-def load_base_model(
-    section: ModelSection, base_dir: Path, num_labels: int
-) -> BaseModel:
-    """Load the frozen base with an all-zero head of ``num_labels`` classes.
+def module_list(layers: object, known: str) -> nn.ModuleList:
+    """The layers, unless the network has no list of them."""
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(
+            f"the base model has no list of layers that secfed knows; {known}"
+        )
+    return layers
+
+
+def open_folder(section: ModelSection, base_dir: Path) -> tuple[Path, str]:
+    """The model's folder and the digest of its weights, which is the pinned one.
 
     Raises:
-        ModelError: The folder, the digest or the architecture is wrong.
+        ModelError: The folder or the digest is wrong.
     """
     folder = find_model(section, base_dir)
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
@@ -122,42 +160,18 @@ def load_base_model(
             f"{folder / WEIGHTS}: sha256 is {digest}, the study pins "
             f"{section.sha256}; take the weights the study was approved for"
         )
+    return folder, digest
+
+
+def offline_transformers() -> Any:
+    """The library, told to stay quiet and offline."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
     import transformers  # noqa: PLC0415 - it reads the offline switches at import
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
-        )
-        network = transformers.AutoModelForTokenClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            num_labels=num_labels,
-            dtype=torch.float32,
-            # The cached prefix is exact only without dropout below the adapters,
-            # and the DP noise regularises more than dropout would.
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: not a usable encoder: {error}") from error
-    if not hasattr(network, "classifier") or not hasattr(network.base_model, "encoder"):
-        raise ModelError(f"{folder}: {type(network).__name__} is not supported yet")
-    nn.init.zeros_(network.classifier.weight)
-    nn.init.zeros_(network.classifier.bias)
-    network.requires_grad_(requires_grad=False)
-    network.eval()
-    return BaseModel(
-        network=network,
-        tokenizer=tokenizer,
-        digest=digest,
-        max_length=section.max_length,
-        compute_dtype=compute_dtype(section.dtype),
-    )
+    return transformers
 
 
 def compute_dtype(name: str) -> torch.dtype:
@@ -176,27 +190,18 @@ def _cpu_has(flag: str) -> bool:
     )
 
 
-def encode_prefix(
+def compute_states(
     base: BaseModel,
-    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
     first_layer: int,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Callable[[int, int], None],
 ) -> Features:
-    """Run the texts through everything below ``first_layer``, once.
-
-    Args:
-        base: The frozen model.
-        texts: Any number of texts; each is cut at ``base.max_length`` tokens.
-        first_layer: The lowest layer that carries an adapter.
-        progress: Called with (texts done, texts in all).
-    """
-    ids = base.tokenizer(
-        list(texts), truncation=True, max_length=base.max_length, padding=False
-    )["input_ids"]
+    """Run token ids through everything below ``first_layer``, once."""
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     hidden = base.network.config.hidden_size  # type: ignore[union-attr]
     states = torch.empty(int(offsets[-1]), int(hidden), dtype=base.compute_dtype)  # type: ignore[arg-type]
+    below, kind = base.layers[:first_layer], base.architecture
     done = 0
     with torch.inference_mode():
         for rows in padded_batches(lengths, np.arange(len(ids)), _PREFIX_BATCH_TOKENS):
@@ -212,26 +217,13 @@ def encode_prefix(
                 dtype=torch.bfloat16,
                 enabled=base.compute_dtype is torch.bfloat16,
             ):
-                out = base.network.base_model.embeddings(input_ids=tokens)  # type: ignore[union-attr,operator]
-                out = run_layers(base.layers[:first_layer], out, mask)
+                out = kind.embed(base.network, tokens)
+                out = kind.run(base.network, below, out, mask)
             for position, row in enumerate(rows):
                 states[offsets[row] : offsets[row + 1]] = out[position, : lengths[row]]
             done += len(rows)
             progress(done, len(ids))
     return Features(states=states, offsets=offsets)
-
-
-def run_layers(
-    layers: Sequence[nn.Module] | nn.ModuleList,
-    states: torch.Tensor,
-    mask: torch.Tensor,
-) -> torch.Tensor:
-    """Apply transformer layers; ``mask`` is True where a token is real."""
-    attention = mask[:, None, None, :]
-    for layer in layers:
-        out = layer(states, attention)
-        states = out[0] if isinstance(out, tuple) else out
-    return states
 
 
 def padded_batches(

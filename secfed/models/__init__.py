@@ -1,0 +1,39 @@
+"""Base models: found by path or package, checked by digest, loaded offline.
+
+The only package that touches Transformers. A study names a model by a local path
+or by an installed package that carries the weights; nothing is ever downloaded
+(PITFALLS 30), only ``model.safetensors`` is read, and its SHA-256 must be the one
+that the study pins.
+
+``base`` holds what all models share and the states that are computed once,
+``encoder`` the classifiers, ``decoder`` the causal language models, ``conversion``
+the one-time way from other formats.
+"""
+
+from secfed.model_files import find_model
+from secfed.models.base import (
+    Architecture,
+    BaseModel,
+    Features,
+    TokenFeatures,
+    compute_dtype,
+    padded_batches,
+)
+from secfed.models.decoder import decoder_of, encode_blocks, load_causal_model
+from secfed.models.encoder import encode_prefix, load_base_model, run_layers
+
+__all__ = [
+    "Architecture",
+    "BaseModel",
+    "Features",
+    "TokenFeatures",
+    "compute_dtype",
+    "decoder_of",
+    "encode_blocks",
+    "encode_prefix",
+    "find_model",
+    "load_base_model",
+    "load_causal_model",
+    "padded_batches",
+    "run_layers",
+]

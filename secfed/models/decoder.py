@@ -1,0 +1,213 @@
+"""Causal language models: the GPT-2 family and the Llama family.
+
+A token sees those before it and no other, and its position is its place in the
+block. So a block can be padded at the right without a mask, the states below the
+first adapted layer depend on the block alone, and caching them is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from torch import nn
+
+from secfed.errors import ModelError
+from secfed.models.base import (
+    Architecture,
+    BaseModel,
+    TokenFeatures,
+    compute_dtype,
+    compute_states,
+    module_list,
+    offline_transformers,
+    open_folder,
+)
+from secfed.study.sections import ModelSection
+
+__all__ = ["Decoder", "decoder_of", "encode_blocks", "load_causal_model"]
+
+_KNOWN: Final = "GPT-2 and Llama are supported"
+
+_OWN_POSITIONS: Final = frozenset({"default", "linear", "llama3", "yarn"})
+"""Rotary positions that do not depend on the longest text of the batch."""
+
+_DROPOUTS: Final = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
+
+
+class Decoder(Architecture, Protocol):
+    """What a causal model has besides layers."""
+
+    def top(self, network: nn.Module, /) -> tuple[nn.Module, nn.Module]:
+        """The last norm and the layer that gives the logits."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gpt2:
+    """Learned positions, and weights stored (in, out) in ``Conv1D``."""
+
+    task_type: str = "CAUSAL_LM"
+    transposed: bool = True
+
+    def layers(self, network: Any, /) -> nn.ModuleList:
+        """``transformer.h``."""
+        return module_list(network.transformer.h, _KNOWN)
+
+    def embed(self, network: Any, tokens: torch.Tensor, /) -> torch.Tensor:
+        """Words and positions."""
+        body = network.transformer
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        states: torch.Tensor = body.wte(tokens) + body.wpe(places)
+        return states
+
+    def run(
+        self,
+        _network: nn.Module,
+        layers: Sequence[nn.Module] | nn.ModuleList,
+        states: torch.Tensor,
+        _mask: torch.Tensor,
+        /,
+    ) -> torch.Tensor:
+        """Each block sees what is before; padding is behind."""
+        for layer in layers:
+            states = layer(states)
+        return states
+
+    def top(self, network: Any, /) -> tuple[nn.Module, nn.Module]:
+        """``ln_f`` and the tied head."""
+        return network.transformer.ln_f, network.lm_head
+
+
+@dataclass(frozen=True)
+class Llama:
+    """Rotary positions inside every layer."""
+
+    task_type: str = "CAUSAL_LM"
+    transposed: bool = False
+
+    def layers(self, network: Any, /) -> nn.ModuleList:
+        """``model.layers``."""
+        return module_list(network.model.layers, _KNOWN)
+
+    def embed(self, network: Any, tokens: torch.Tensor, /) -> torch.Tensor:
+        """Words alone."""
+        states: torch.Tensor = network.model.embed_tokens(tokens)
+        return states
+
+    def run(
+        self,
+        network: Any,
+        layers: Sequence[nn.Module] | nn.ModuleList,
+        states: torch.Tensor,
+        _mask: torch.Tensor,
+        /,
+    ) -> torch.Tensor:
+        """Each layer turns by the position and sees what is before."""
+        places = torch.arange(states.shape[1], device=states.device)[None]
+        turned = network.model.rotary_emb(states, places)
+        for layer in layers:
+            states = layer(states, position_embeddings=turned)
+        return states
+
+    def top(self, network: Any, /) -> tuple[nn.Module, nn.Module]:
+        """The last norm and the head, tied or not."""
+        return network.model.norm, network.lm_head
+
+
+_FAMILIES: Final[dict[str, Decoder]] = {"gpt2": Gpt2(), "llama": Llama()}
+
+
+def decoder_of(config: Any) -> Decoder:
+    """How a model with this configuration is taken apart.
+
+    Raises:
+        ModelError: It is none that is known, or its positions depend on the batch.
+    """
+    kind = getattr(config, "model_type", None)
+    if kind not in _FAMILIES:
+        raise ModelError(f"a model of type {kind!r} is not supported yet; {_KNOWN}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    turning = rope.get("rope_type", "default")
+    if turning not in _OWN_POSITIONS:
+        raise ModelError(
+            f"rotary positions of type {turning!r} depend on the longest text of a "
+            "batch, so that one record would change another's gradient"
+        )
+    return _FAMILIES[kind]
+
+
+def load_causal_model(section: ModelSection, base_dir: Path) -> BaseModel:
+    """Load a frozen causal language model.
+
+    Raises:
+        ModelError: The folder, the digest or the architecture is wrong, or blocks
+            are longer than the model's positions.
+    """
+    folder, digest = open_folder(section, base_dir)
+    transformers = offline_transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        decoder = decoder_of(config)
+        for name in _DROPOUTS:
+            # As for encoders: the cached prefix is exact only without dropout.
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            # Causal by itself; the eager one would have to be given a mask.
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: not a usable causal model: {error}") from error
+    positions = int(config.max_position_embeddings)
+    if section.max_length > positions:
+        raise ModelError(
+            f"[model] max_length: blocks of {section.max_length} tokens, and the model "
+            f"has {positions} positions"
+        )
+    network.requires_grad_(requires_grad=False)
+    network.eval()
+    return BaseModel(
+        network=network,
+        tokenizer=None,
+        digest=digest,
+        max_length=section.max_length,
+        compute_dtype=compute_dtype(section.dtype),
+        architecture=decoder,
+    )
+
+
+def encode_blocks(
+    base: BaseModel,
+    blocks: Sequence[Sequence[int]],
+    first_layer: int,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> TokenFeatures:
+    """Run blocks of tokens through everything below ``first_layer``, once.
+
+    Args:
+        base: The frozen model.
+        blocks: Token ids; see ``secfed.data.blocks``.
+        first_layer: The lowest layer that carries an adapter.
+        progress: Called with (blocks done, blocks in all).
+
+    Raises:
+        ModelError: A token is none of the model's.
+    """
+    tokens = torch.tensor([token for block in blocks for token in block])
+    vocabulary = int(base.network.config.vocab_size)  # type: ignore[union-attr,arg-type]
+    if len(tokens) and int(tokens.max()) >= vocabulary:
+        raise ModelError(
+            f"the tokenizer knows more tokens than the model, which has {vocabulary}: "
+            "they do not belong together"
+        )
+    found = compute_states(base, blocks, first_layer, progress)
+    return TokenFeatures(states=found.states, offsets=found.offsets, tokens=tokens)
