@@ -123,7 +123,7 @@ def build_statement(
             "method": study["training"]["method"],
             "digest": digest(study),
         },
-        "guarantee": _guarantee_section(plan, privacy),
+        "guarantee": _guarantee_section(plan, privacy, _block(study)),
         "sites": sites,
         "across_sites": across,
         "accountant": {
@@ -293,13 +293,28 @@ def _headline(
     )
 
 
-def _guarantee_section(plan: PlanEntry, privacy: Mapping[str, Any]) -> JsonObject:
+def _block(study: Mapping[str, Any]) -> int | None:
+    """The tokens of a block, where documents are cut into blocks."""
+    if study.get("task", {}).get("kind") != "causal-lm":
+        return None
+    return int(study["model"]["max_length"])
+
+
+def _guarantee_section(
+    plan: PlanEntry, privacy: Mapping[str, Any], block: int | None
+) -> JsonObject:
+    """``block``: records are pieces of documents, of at most so many tokens."""
     unit = privacy["unit"]
     whose = f"one {unit}"
     if unit == "person":
         whose += f", with at most {privacy.get('max_records_per_unit', 1)} records"
-    if unit == "record":
+    if unit == "record" and block is not None:
+        whose += f", a block of at most {block} tokens of one document"
+        whose += "; a document or a person with several blocks is protected less"
+    elif unit == "record":
         whose += "; a person with several records is protected less"
+    elif block is not None:
+        whose += f"; records are blocks of at most {block} tokens"
     if unit == "site":
         whose += (
             ": all its records, through the one update of a round, present or zero; a "

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from secfed.report.measures import ACCURACY, PERPLEXITY
 from secfed.report.tables import round_up
 
 if TYPE_CHECKING:
@@ -51,9 +52,11 @@ def round_line(arm: str, rounds: int, metrics: Mapping[str, Any]) -> str:
     parts = [f"{arm} round {number}/{rounds}"]
     if metrics.get("status", "completed") != "completed":
         return f"{parts[0]}: interrupted; it counts as spent"
-    accuracy, epsilon = metrics.get("accuracy"), metrics.get("epsilon")
-    if accuracy is not None:
-        parts.append(f"accuracy {100 * accuracy:.1f} %")
+    epsilon = metrics.get("epsilon")
+    for measure in (ACCURACY, PERPLEXITY):
+        score = metrics.get(measure.key)
+        if score is not None:
+            parts.append(f"{measure.key} {measure.shown(score)}")
     if epsilon:
         parts.append(f"epsilon {round_up(max(epsilon.values()))}")
     for kind in ("dropouts", "silent"):

@@ -99,6 +99,7 @@ class Features:
 
     states: torch.Tensor
     offsets: NDArray[np.int64]
+    _flat: ClassVar[tuple[str, ...]] = ("states",)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -116,6 +117,16 @@ class Features:
         mask = torch.arange(states.shape[1])[None, :] < lengths[:, None]
         return states, mask
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The texts of all parts, in their order."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        flat = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in cls._flat
+        }
+        return cls(offsets=np.concatenate([[0], np.cumsum(lengths)]), **flat)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(<private>)"
 
@@ -128,6 +139,7 @@ class TokenFeatures(Features):
     """
 
     tokens: torch.Tensor
+    _flat: ClassVar[tuple[str, ...]] = ("states", "tokens")
 
     def targets(self, rows: NDArray[np.int64], padding: int) -> torch.Tensor:
         """Token ids (n, longest) of some rows, padded at the right."""

@@ -10,6 +10,7 @@ import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ from secfed.report.drawing import (
     round_axis,
     sparse_numbers,
 )
+from secfed.report.measures import Measure
 from secfed.report.results import NON_PRIVATE, POOLED, Arm, Comparison
 from secfed.report.tables import round_up
 
@@ -83,7 +85,9 @@ def comparison_charts(
     """
     series = _series(comparison.arms)
     drawn = (
-        _score_chart(series, comparison.majority.accuracy),
+        _score_chart(
+            series, comparison.measure, comparison.reference.main(comparison.measure)
+        ),
         _noise_chart(series),
         _epsilon_chart(series, epsilon_limit),
         _traffic_chart(series),
@@ -107,12 +111,16 @@ def _series(arms: Sequence[Arm]) -> tuple[_Series, ...]:
     return tuple(found)
 
 
-def _score_chart(series: Sequence[_Series], majority: float | None) -> Chart | None:
-    curves = {s.label: s.mean(_accuracy) for s in series}
+def _score_chart(
+    series: Sequence[_Series], measure: Measure, nothing: float | None
+) -> Chart | None:
+    """The main score per round; ``nothing`` is that of what learned nothing."""
+    curves = {s.label: s.mean(partial(_score, measure)) for s in series}
     curves = {label: points for label, points in curves.items() if points}
     if not curves:
         return None
-    title = "Accuracy on the public hold-out, per round"
+    title = f"{measure.key.capitalize()} on the public hold-out, per round"
+    factor, name = measure.factor, measure.reference
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -123,9 +131,9 @@ def _score_chart(series: Sequence[_Series], majority: float | None) -> Chart | N
                 continue
             for arm in entry.arms if len(entry.arms) > 1 else ():
                 own = {
-                    r.round: 100 * r.scores.accuracy
+                    r.round: factor * score
                     for r in arm.rounds
-                    if r.scores.accuracy is not None
+                    if (score := r.scores.main(measure)) is not None
                 }
                 axes.plot(
                     list(own),
@@ -134,28 +142,31 @@ def _score_chart(series: Sequence[_Series], majority: float | None) -> Chart | N
                     lw=0.6,
                     alpha=0.5,
                 )
-            scaled = {number: 100 * value for number, value in points.items()}
+            scaled = {number: factor * value for number, value in points.items()}
             curve(axes, scaled, entry.look)
             last = max(scaled)
-            ends.append((scaled[last], f"{entry.label} {scaled[last]:.1f} %", last))
+            ends.append(
+                (scaled[last], f"{entry.label} {measure.shown(points[last])}", last)
+            )
         low, high = axes.get_ylim()
-        if majority is not None and 100 * majority > low - (high - low) / 2:
-            axes.axhline(100 * majority, color=MUTED, lw=1, ls=(0, (1, 2)))
+        if nothing is not None and factor * nothing > low - (high - low) / 2:
+            axes.axhline(factor * nothing, color=MUTED, lw=1, ls=(0, (1, 2)))
             last = max(end[2] for end in ends)
-            ends.append((100 * majority, f"majority {100 * majority:.1f} %", last))
-        elif majority is not None:
+            short = name.split()[0]
+            ends.append((factor * nothing, f"{short} {measure.shown(nothing)}", last))
+        elif nothing is not None:
             axes.set_title(
-                f"majority class: {100 * majority:.1f} %, below this chart",
+                f"{name}: {measure.shown(nothing)}, below this chart",
                 fontsize=8,
                 loc="left",
                 color=MUTED,
             )
-        axes.set_ylabel("accuracy in %")
+        axes.set_ylabel(measure.axis)
         round_axis(axes)
         label_ends(axes, ends)
 
     best = {label: points[max(points)] for label, points in curves.items()}
-    summary = ", ".join(f"{label} {100 * v:.1f} %" for label, v in best.items())
+    summary = ", ".join(f"{label} {measure.shown(v)}" for label, v in best.items())
     rounds = sorted({number for points in curves.values() for number in points})
     return Chart(
         key="score",
@@ -166,7 +177,7 @@ def _score_chart(series: Sequence[_Series], majority: float | None) -> Chart | N
         rows=tuple(
             (
                 str(number),
-                *(_percent(points.get(number)) for points in curves.values()),
+                *(measure.shown(points.get(number)) for points in curves.values()),
             )
             for number in rounds
         ),
@@ -409,8 +420,9 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _accuracy(arm: Arm, number: int) -> float | None:
-    return next((r.scores.accuracy for r in arm.rounds if r.round == number), None)
+def _score(measure: Measure, arm: Arm, number: int) -> float | None:
+    found = (r.scores.main(measure) for r in arm.rounds if r.round == number)
+    return next(found, None)
 
 
 def _measured(arm: Arm, number: int) -> float | None:

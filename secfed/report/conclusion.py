@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from secfed.report.measures import ACCURACY, Measure
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, POOLED, Arm, Comparison
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 Scores = Mapping[str, Mapping[int, float]]
-"""Method to seed to accuracy."""
+"""Method to seed to the merit of its score: more is better."""
 
 MIN_SEEDS = 3
 """Below three pairs a t-interval says nothing worth printing."""
@@ -39,12 +40,17 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Accuracy of ``first`` minus accuracy of ``second``, seed by seed."""
+    """Merit of ``first`` minus merit of ``second``, seed by seed.
+
+    The merit of an accuracy is the accuracy, that of a perplexity minus its
+    logarithm: above zero, ``first`` is better.
+    """
 
     first: str
     second: str
     seeds: tuple[int, ...]
     differences: tuple[float, ...]
+    measure: Measure = ACCURACY
 
     @property
     def mean(self) -> float:
@@ -68,13 +74,12 @@ class PairedDifference:
 
     @property
     def text(self) -> str:
-        """One clause for people, in points of accuracy."""
-        clause = f"{self.first} against {self.second}: {100 * self.mean:+.1f} points"
+        """One clause for people, in points of accuracy or per cent of perplexity."""
+        shown = f"{self.measure.difference(self.mean)} {self.measure.unit}"
+        clause = f"{self.first} against {self.second}: {shown}"
         if self.interval is None:
             return clause
-        low, high = self.interval
-        bounds = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
-        return f"{clause} {bounds}, {self.verdict}"
+        return f"{clause} {self.measure.bounds(self.interval)}, {self.verdict}"
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -89,7 +94,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 def paired_differences(comparison: Comparison) -> tuple[PairedDifference, ...]:
     """Every private adapter method against the head alone, then among each other."""
-    return pair_scores(_scores_by_method(comparison))
+    return pair_scores(_scores_by_method(comparison), comparison.measure)
 
 
 def compared_scores(comparison: Comparison) -> Scores:
@@ -100,7 +105,9 @@ def compared_scores(comparison: Comparison) -> Scores:
     return _scores_by_method(comparison) or _scores_without_privacy(comparison)
 
 
-def pair_scores(scores: Scores) -> tuple[PairedDifference, ...]:
+def pair_scores(
+    scores: Scores, measure: Measure = ACCURACY
+) -> tuple[PairedDifference, ...]:
     """Every adapter method against the head alone, then among each other."""
     adapters = [m for m in scores if m != HEAD_ONLY]
     pairs = [(method, HEAD_ONLY) for method in adapters if HEAD_ONLY in scores]
@@ -114,7 +121,7 @@ def pair_scores(scores: Scores) -> tuple[PairedDifference, ...]:
         seeds = tuple(sorted(scores[first].keys() & scores[second].keys()))
         if seeds:
             gaps = tuple(scores[first][s] - scores[second][s] for s in seeds)
-            found.append(PairedDifference(first, second, seeds, gaps))
+            found.append(PairedDifference(first, second, seeds, gaps, measure))
     return tuple(found)
 
 
@@ -135,14 +142,14 @@ def conclude(comparison: Comparison | Mapping[str, Any]) -> str:
         return _without_privacy(comparison)
     pairs = paired_differences(comparison)
     seeds = min((len(pair.seeds) for pair in pairs), default=1)
-    sentences = [_majority(comparison, scores)]
+    sentences = [_against_nothing(comparison, scores)]
     if not pairs:
-        sentences.append(_ranking(scores))
+        sentences.append(_ranking(scores, comparison.measure))
     elif seeds >= MIN_SEEDS:
         sentences += _with_intervals(pairs, seeds)
     else:
         sentences += _without_intervals(pairs, scores, seeds)
-    if HEAD_ONLY not in scores:
+    if HEAD_ONLY not in scores and comparison.measure is ACCURACY:
         sentences.append(
             "The private head alone was not run, so whether the adapters earn their "
             "privacy is unknown."
@@ -170,13 +177,14 @@ def _pooled(comparison: Comparison) -> str:
 def _without_privacy(comparison: Comparison) -> str:
     """Of a comparison in which every arm was trained without noise."""
     scores = _scores_without_privacy(comparison)
-    pairs = pair_scores(scores)
+    pairs = pair_scores(scores, comparison.measure)
     if not pairs:
         return "No private method finished, so there is nothing to conclude."
     opening = "NOT PRIVATE: every arm was trained without noise."
     seeds = min(len(pair.seeds) for pair in pairs)
     if seeds < MIN_SEEDS:
-        return f"{opening} {_ranking(scores)} {_too_few(seeds)}"
+        ranking = _ranking(scores, comparison.measure)
+        return f"{opening} {ranking} {_too_few(seeds)}"
     return f"{opening} {_intervals(pairs, seeds)}"
 
 
@@ -205,7 +213,7 @@ def _without_intervals(
     scores: Scores,
     seeds: int,
 ) -> list[str]:
-    sentences = [_ranking(scores)]
+    sentences = [_ranking(scores, pairs[0].measure)]
     against_head = [pair for pair in pairs if pair.second == HEAD_ONLY]
     ahead = [pair for pair in against_head if pair.mean > 0]
     if against_head:
@@ -221,8 +229,10 @@ def _without_intervals(
 
 def _intervals(pairs: Sequence[PairedDifference], seeds: int) -> str:
     listed = "; ".join(pair.text for pair in pairs)
-    opening = f"Over {seeds} seeds, mean paired differences in accuracy with 95 %"
-    return f"{opening} t-intervals: {listed}."
+    measure = pairs[0].measure
+    opening = f"Over {seeds} seeds, mean paired differences in {measure.key}"
+    lower = " (less is better)" if measure.lower_is_better else ""
+    return f"{opening}{lower} with 95 % t-intervals: {listed}."
 
 
 def _too_few(seeds: int) -> str:
@@ -233,27 +243,48 @@ def _too_few(seeds: int) -> str:
     )
 
 
-def _ranking(scores: Scores) -> str:
+def _ranking(scores: Scores, measure: Measure) -> str:
     means = {method: statistics.fmean(by.values()) for method, by in scores.items()}
     ranked = sorted(means, key=lambda method: (-means[method], method))
-    shown = {name: f"{name} ({100 * means[name]:.1f} %)" for name in ranked}
+    shown = {
+        name: f"{name} ({measure.shown(measure.value(means[name]))})" for name in ranked
+    }
     if len(ranked) == 1:
         return f"{shown[ranked[0]]} is the only private method."
     best = [name for name in ranked if means[name] == means[ranked[0]]]
     behind = join_names([shown[name] for name in ranked if name not in best])
     if not behind:
-        return f"{join_names([shown[name] for name in best])} are level in accuracy."
+        leading = join_names([shown[name] for name in best])
+        return f"{leading} are level in {measure.key}."
     verb = "is" if len(best) == 1 else "are level and"
     leading = join_names([shown[name] for name in best])
-    return f"{leading} {verb} ahead of {behind} in accuracy."
+    lower = ", of which less is better" if measure.lower_is_better else ""
+    return f"{leading} {verb} ahead of {behind} in {measure.key}{lower}."
 
 
-def _majority(comparison: Comparison, scores: Scores) -> str:
-    majority = comparison.majority.accuracy
-    if majority is None:
+def _against_nothing(comparison: Comparison, scores: Scores) -> str:
+    """Whether methods are better than what learned nothing."""
+    measure, reference = comparison.measure, comparison.reference
+    score = reference.main(measure)
+    if score is None:
         return ""
     low = {method: min(by.values()) for method, by in scores.items()}
-    failed = [method for method, score in low.items() if score <= majority]
+    failed = [method for method, worst in low.items() if worst <= measure.merit(score)]
+    if measure.lower_is_better:
+        return _against_the_base(failed, measure.shown(score))
+    return _against_the_majority(failed, score)
+
+
+def _against_the_base(failed: Sequence[str], shown: str) -> str:
+    if failed:
+        return (
+            f"{join_names(failed)} did not learn: the base model alone has perplexity "
+            f"{shown}, and less is better."
+        )
+    return f"All private methods are below the base model's perplexity ({shown})."
+
+
+def _against_the_majority(failed: Sequence[str], majority: float) -> str:
     if failed:
         return (
             f"{join_names(failed)} did not learn: always naming the most frequent "
@@ -265,18 +296,24 @@ def _majority(comparison: Comparison, scores: Scores) -> str:
 def _scores_by_method(comparison: Comparison) -> dict[str, dict[int, float]]:
     scores: dict[str, dict[int, float]] = {}
     for arm in comparison.arms:
-        accuracy = arm.final.accuracy
-        if accuracy is not None and (arm.has_adapters or _is_private_head(arm)):
-            scores.setdefault(arm.method, {})[arm.seed] = accuracy
+        merit = _merit(arm, comparison.measure)
+        if merit is not None and (arm.has_adapters or _is_private_head(arm)):
+            scores.setdefault(arm.method, {})[arm.seed] = merit
     return scores
 
 
 def _scores_without_privacy(comparison: Comparison) -> dict[str, dict[int, float]]:
     scores: dict[str, dict[int, float]] = {}
     for arm in comparison.arms:
-        if arm.kind == NON_PRIVATE and arm.final.accuracy is not None:
-            scores.setdefault(arm.method, {})[arm.seed] = arm.final.accuracy
+        merit = _merit(arm, comparison.measure)
+        if arm.kind == NON_PRIVATE and merit is not None:
+            scores.setdefault(arm.method, {})[arm.seed] = merit
     return scores
+
+
+def _merit(arm: Arm, measure: Measure) -> float | None:
+    score = arm.final.main(measure)
+    return None if score is None else measure.merit(score)
 
 
 def _is_private_head(arm: Arm) -> bool:

@@ -27,7 +27,8 @@ from secfed.report.drawing import (
 )
 from secfed.report.grid_reading import CellRecord, GridRecord
 from secfed.report.grid_summary import MethodResult, cell_results
-from secfed.report.tables import format_number, format_percent
+from secfed.report.measures import Measure
+from secfed.report.tables import format_number
 
 __all__ = ["grid_charts"]
 
@@ -67,17 +68,28 @@ class _Scale:
     shown: Callable[[float | None], str]
     factor: float = 1.0
     log: bool = False
+    is_score: bool = False
 
 
-_SCORE = _Scale("accuracy in %", lambda r: r.score, format_percent, factor=100.0)
 _NOISE = _Scale("noise energy (log scale)", lambda r: r.noise, format_number, log=True)
+
+
+def _score_scale(measure: Measure) -> _Scale:
+    return _Scale(
+        measure.axis, _score, measure.shown, factor=measure.factor, is_score=True
+    )
+
+
+def _score(result: MethodResult) -> float | None:
+    return result.score
 
 
 def grid_charts(grid: GridRecord) -> tuple[Chart, ...]:
     """All charts for which the grid has numbers and more than one place."""
+    scale, name = _score_scale(grid.measure), grid.measure.key.capitalize()
     drawn = (
-        _axis_chart(grid, _EPSILON, _SCORE, "Accuracy against epsilon"),
-        _axis_chart(grid, _ALPHA, _SCORE, "Accuracy against the Dirichlet alpha"),
+        _axis_chart(grid, _EPSILON, scale, f"{name} against epsilon"),
+        _axis_chart(grid, _ALPHA, scale, f"{name} against the Dirichlet alpha"),
         _rounds_chart(grid),
         _axis_chart(grid, _RANK, _NOISE, "Noise energy against the rank"),
         _bytes_chart(grid),
@@ -105,7 +117,7 @@ def _axis_chart(
                     continue
                 at = ticks.index(axis.place(result.cell)) + side
                 points[at] = scale.factor * value
-                if result.interval is not None and scale is _SCORE:
+                if result.interval is not None and scale.is_score:
                     low, high = result.interval
                     spans.append((at, scale.factor * low, scale.factor * high))
             _line(axes, dict(sorted(points.items())), spans, look(index))
@@ -114,18 +126,18 @@ def _axis_chart(
         axes.set_xlabel(axis.name)
         _scaled(axes, scale)
 
-    key = f"{'score' if scale is _SCORE else 'noise'}-{axis.name}"
+    key = f"{'score' if scale.is_score else 'noise'}-{axis.name}"
     text = f"{len(panels)} panels, one line per method; equal steps on the axis."
     if len(panels) == 1:
         text = "One line per method; equal steps on the axis."
-    if scale is _SCORE and any(result.interval for result in results):
+    if scale.is_score and any(result.interval for result in results):
         text += " Bars: 95 % t-intervals over the seeds."
     return Chart(
         key=key,
         title=title,
         description=text,
         svg=_panels_svg(key, title, text, panels, grid, draw_panel, scale.label),
-        headings=("cell", "method", scale.label.split(" (")[0]),
+        headings=("cell", "method", scale.label.split(" (")[0].split(",")[0]),
         rows=_rows(results, scale),
     )
 
@@ -166,19 +178,20 @@ def _rounds_chart(grid: GridRecord) -> Chart | None:
 
 
 def _bytes_chart(grid: GridRecord) -> Chart | None:
-    """Traffic against accuracy; a panel for each epsilon."""
-    results = [r for r in _results(grid, _SCORE.value) if r.megabytes is not None]
+    """Traffic against the score; a panel for each epsilon."""
+    measure, scale = grid.measure, _score_scale(grid.measure)
+    results = [r for r in _results(grid, _score) if r.megabytes is not None]
     if not any(result.megabytes for result in results):
         return None
     panels = _by(results, lambda cell: f"epsilon {_tick(cell.epsilon)}")
-    title = "Accuracy against traffic"
+    title = f"{measure.key.capitalize()} against traffic"
 
     def draw_panel(axes: Axes, own: Sequence[MethodResult]) -> None:
         for result in own:
             shown = look(grid.methods.index(result.method))
             axes.plot(
                 [result.megabytes or 0.0],
-                [100 * (result.score or 0.0)],
+                [scale.factor * (result.score or 0.0)],
                 color=shown.colour,
                 marker=shown.marker,
                 ls="none",
@@ -188,9 +201,10 @@ def _bytes_chart(grid: GridRecord) -> Chart | None:
         axes.set_xlabel("MB, all sites")
         axes.set_xlim(0, 1.15 * max(result.megabytes or 0.0 for result in results))
 
-    text = "A point is a method in a cell; left and high is better."
+    side = "low" if measure.lower_is_better else "high"
+    text = f"A point is a method in a cell; left and {side} is better."
     rows = tuple(
-        (r.cell.title, r.method, f"{r.megabytes or 0:.2f}", format_percent(r.score))
+        (r.cell.title, r.method, f"{r.megabytes or 0:.2f}", measure.shown(r.score))
         for r in results
     )
     return Chart(
@@ -198,9 +212,9 @@ def _bytes_chart(grid: GridRecord) -> Chart | None:
         title=title,
         description=text,
         svg=_panels_svg(
-            "score-bytes", title, text, panels, grid, draw_panel, _SCORE.label
+            "score-bytes", title, text, panels, grid, draw_panel, scale.label
         ),
-        headings=("cell", "method", "MB up and down", "accuracy"),
+        headings=("cell", "method", "MB up and down", measure.key),
         rows=rows,
     )
 

@@ -63,7 +63,9 @@ def _decided(groups: _Groups, seeds: int) -> list[str]:
     found = [entry for entries in groups.values() for entry in entries]
     pairs = [pair for entry in found for _, pair in entry.differences]
     opening = f"Over {seeds} seeds, by 95 % t-intervals of the paired differences in"
-    sentences = [f"{opening} accuracy of each cell:"]
+    measure = pairs[0].measure
+    lower = " (less is better)" if measure.lower_is_better else ""
+    sentences = [f"{opening} {measure.key}{lower} of each cell:"]
     if all(pair.verdict == "no difference" for pair in pairs):
         text = f"no difference between any two methods in any cell ({_n(pairs)})."
         sentences.append(text)
@@ -109,11 +111,13 @@ def _cells(cells: Sequence[CellRecord], total: int) -> str:
 def _ahead(entry: Verdicts) -> str:
     """Without intervals: in how many cells which is ahead, and by how much."""
     gaps = [pair.mean for _, pair in entry.differences]
+    measure = entry.differences[0][1].measure
     ahead, behind = sum(g > 0 for g in gaps), sum(g < 0 for g in gaps)
-    span = f"{100 * min(gaps):+.1f}"
+    ends = sorted({min(gaps), max(gaps)}, reverse=measure.lower_is_better)
+    span = measure.difference(ends[0])
     if len(gaps) > 1:
-        span += f" to {100 * max(gaps):+.1f}"
+        span += f" to {measure.difference(ends[-1])}"
     return (
         f"{entry.first} against {entry.second}: ahead in {ahead}, behind in {behind} "
-        f"of {len(gaps)} cells ({span} points)"
+        f"of {len(gaps)} cells ({span} {measure.unit})"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secfed.errors import RunDirectoryError
+from secfed.report.measures import ACCURACY, Measure
 from secfed.report.reading import RunRecord, inside, read_object, read_run
 from secfed.report.results import NON_PRIVATE, POOLED, Arm, Source
 
@@ -56,6 +57,11 @@ class CellRecord:
         )
 
     @property
+    def measure(self) -> Measure:
+        """The main score of its task."""
+        return self.record.comparison.measure if self.record else ACCURACY
+
+    @property
     def title(self) -> str:
         """Its place on the axes, in words."""
         epsilon = "inf" if self.epsilon is None else f"{self.epsilon:g}"
@@ -99,6 +105,11 @@ class GridRecord:
     def finished(self) -> tuple[CellRecord, ...]:
         """The cells with a result."""
         return tuple(cell for cell in self.cells if cell.record is not None)
+
+    @property
+    def measure(self) -> Measure:
+        """The main score of the study's task."""
+        return next((cell.measure for cell in self.finished), ACCURACY)
 
     @property
     def methods(self) -> tuple[str, ...]:

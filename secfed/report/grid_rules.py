@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secfed.report.grid_reading import CellRecord, GridRecord
+from secfed.report.measures import ACCURACY
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE
 
 __all__ = ["FairnessRule", "broken_rules", "fairness_rules"]
@@ -68,7 +69,7 @@ def _equal(
 
 
 def _records(study: Mapping[str, Any]) -> object:
-    return study.get("data"), study.get("model")
+    return study.get("task"), study.get("data"), study.get("model")
 
 
 def _privacy(study: Mapping[str, Any]) -> object:
@@ -145,6 +146,10 @@ def _learning_rates(grid: GridRecord) -> FairnessRule:
     if missing:
         return FairnessRule(name, kept=False, text=f"none for {', '.join(missing)}")
     listed = ", ".join(f"{method} {rates[method]:g}" for method in grid.methods)
+    plain = training.get("plain_learning_rate") or {}
+    if plain and any(not cell.is_private for cell in grid.cells):
+        own = ", ".join(f"{m} {plain[m]:g}" for m in grid.methods if m in plain)
+        listed += f"; without privacy {own}"
     text = f"{listed}; the same in every cell, so not tuned to epsilon, alpha or rank"
     return FairnessRule(name, kept=True, text=text)
 
@@ -160,7 +165,9 @@ def _baselines(grid: GridRecord) -> FairnessRule:
         if cell.record
         for arm in cell.record.comparison.arms
     )
-    wanted = {"the head alone": head, "training without privacy": without}
+    wanted = {"training without privacy": without}
+    if grid.measure is ACCURACY:  # Other tasks have no head.
+        wanted = {"the head alone": head, **wanted}
     there = [name for name, found in wanted.items() if found]
     gone = [name for name, found in wanted.items() if not found]
     text = ", ".join(there)

@@ -14,6 +14,7 @@ from secfed.report.conclusion import (
     pair_scores,
 )
 from secfed.report.grid_reading import CellRecord, GridRecord
+from secfed.report.measures import Measure
 from secfed.report.results import Arm
 
 __all__ = [
@@ -43,19 +44,32 @@ class MethodResult:
 
     @property
     def scores(self) -> tuple[float, ...]:
-        """The accuracy of every seed."""
-        found = (arm.final.accuracy for arm in self.arms)
+        """The main score of every seed."""
+        found = (arm.final.main(self.measure) for arm in self.arms)
         return tuple(score for score in found if score is not None)
 
     @property
+    def measure(self) -> Measure:
+        """Which score it is."""
+        return self.cell.measure
+
+    @property
     def score(self) -> float | None:
-        """The mean accuracy."""
-        return statistics.fmean(self.scores) if self.scores else None
+        """The score of the mean merit: of perplexities the geometric mean."""
+        if not self.scores:
+            return None
+        return self.measure.value(
+            statistics.fmean(map(self.measure.merit, self.scores))
+        )
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % t-interval of the mean; None below three seeds."""
-        return mean_interval(self.scores)
+        """The 95 % t-interval around it, of scores; None below three seeds."""
+        found = mean_interval([self.measure.merit(score) for score in self.scores])
+        if found is None:
+            return None
+        low, high = sorted(self.measure.value(merit) for merit in found)
+        return low, high
 
     @property
     def megabytes(self) -> float | None:
@@ -112,10 +126,11 @@ def cell_differences(cell: CellRecord) -> tuple[PairedDifference, ...]:
     """Every pair of methods of a cell, paired by seed."""
     scores: dict[str, dict[int, float]] = {}
     for arm in cell.compared:
-        if arm.final.accuracy is not None:
-            scores.setdefault(arm.method, {})[arm.seed] = arm.final.accuracy
+        score = arm.final.main(cell.measure)
+        if score is not None:
+            scores.setdefault(arm.method, {})[arm.seed] = cell.measure.merit(score)
     typed: Scores = scores
-    return pair_scores(typed)
+    return pair_scores(typed, cell.measure)
 
 
 def verdicts(cells: Iterable[CellRecord]) -> tuple[Verdicts, ...]:
@@ -133,7 +148,11 @@ def mean_noise(arm: Arm) -> float | None:
 
 
 def summary_json(grid: GridRecord) -> dict[str, Any]:
-    """The scores and differences of all cells as JSON values."""
+    """The scores and differences of all cells as JSON values.
+
+    Differences are of merits: of accuracies, or of mean log-likelihoods (minus the
+    logarithm of the perplexity). Above zero, the first method is better.
+    """
     results = [result for cell in grid.finished for result in cell_results(cell)]
     return {
         "scores": [_result_json(result) for result in results],
@@ -150,7 +169,7 @@ def _result_json(result: MethodResult) -> dict[str, Any]:
         "cell": result.cell.name,
         "method": result.method,
         "seeds": [arm.seed for arm in result.arms],
-        "accuracy": result.score,
+        result.measure.key: result.score,
         "interval_95": _listed(result.interval),
         "noise_energy": result.noise,
         "megabytes": result.megabytes,

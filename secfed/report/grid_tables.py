@@ -14,7 +14,7 @@ from secfed.report.grid_reading import CellRecord, GridRecord
 from secfed.report.grid_rules import fairness_rules
 from secfed.report.grid_summary import MethodResult, cell_differences, cell_results
 from secfed.report.results import NON_PRIVATE, POOLED
-from secfed.report.tables import COLUMNS, csv_lines, format_number, format_percent
+from secfed.report.tables import COLUMNS, columns_of, csv_lines, format_number
 
 __all__ = [
     "GRID_COLUMNS",
@@ -43,18 +43,22 @@ class SimpleTable:
 
 
 def score_table(grid: GridRecord) -> SimpleTable:
-    """Mean accuracy of every method in every cell, with its interval if known."""
+    """Mean score of every method in every cell, with its interval if known."""
+    nothing = grid.measure.reference.removesuffix(" class")
     pooled = [c.name for c in grid.cells if _baseline(c, POOLED) != _NONE]
     last = ("pooled (no federation can run it)",) if pooled else ()
-    headings = ("cell", *grid.methods, "majority", "fedavg without privacy", *last)
+    headings = ("cell", *grid.methods, nothing, "fedavg without privacy", *last)
     rows = []
     for cell in grid.cells:
         results = {result.method: result for result in cell_results(cell)}
         scores = [_score(results.get(method)) for method in grid.methods]
-        beside = [_majority(cell), _baseline(cell, NON_PRIVATE)]
+        beside = [_nothing(cell), _baseline(cell, NON_PRIVATE)]
         beside += [_baseline(cell, POOLED)] if pooled else []
         rows.append((cell.title, *scores, *beside))
-    return SimpleTable("Accuracy on the public hold-out", headings, tuple(rows))
+    title = f"{grid.measure.key.capitalize()} on the public hold-out"
+    if grid.measure.lower_is_better:
+        title += " (less is better)"
+    return SimpleTable(title, headings, tuple(rows))
 
 
 def noise_table(grid: GridRecord) -> SimpleTable:
@@ -73,19 +77,19 @@ def noise_table(grid: GridRecord) -> SimpleTable:
 
 
 def difference_table(grid: GridRecord) -> SimpleTable:
-    """Every paired difference of every cell, in points of accuracy."""
-    rows = []
+    """Every paired difference of every cell, in points or per cent."""
+    measure, rows = grid.measure, []
     for cell in grid.finished:
         for pair in cell_differences(cell):
             bounds = _NONE
             if pair.interval is not None:
-                low, high = pair.interval
-                bounds = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
-            mean = f"{100 * pair.mean:+.1f}"
+                bounds = measure.bounds(pair.interval)
+            mean = measure.difference(pair.mean)
             names = f"{pair.first} - {pair.second}"
             rows.append((cell.title, names, mean, bounds, pair.verdict))
-    headings = ("cell", "difference", "points", "95 % interval", "verdict")
-    return SimpleTable("Paired differences in accuracy", headings, tuple(rows))
+    headings = ("cell", "difference", measure.unit, "95 % interval", "verdict")
+    title = f"Paired differences in {measure.key}"
+    return SimpleTable(title, headings, tuple(rows))
 
 
 def grid_terminal(grid: GridRecord) -> Group:
@@ -103,10 +107,11 @@ def grid_terminal(grid: GridRecord) -> Group:
 
 
 def grid_csv(grid: GridRecord) -> str:
-    """Every arm of every finished cell, with the columns ``GRID_COLUMNS``."""
+    """Every arm of every finished cell, with ``GRID_COLUMNS`` or the task's own."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(GRID_COLUMNS)
+    own = columns_of(grid.measure)
+    writer.writerow((*GRID_COLUMNS[: -len(own)], *own))
     for cell in grid.finished:
         if cell.record is None:
             continue
@@ -146,28 +151,21 @@ def grid_latex(grid: GridRecord) -> str:
 def _score(result: MethodResult | None) -> str:
     if result is None or result.score is None:
         return _NONE
-    text = format_percent(result.score)
-    if result.interval is None:
-        return text
-    low, high = result.interval
-    return f"{text} ± {50 * (high - low):.1f}"
+    return result.measure.around(result.score, result.interval)
 
 
-def _majority(cell: CellRecord) -> str:
+def _nothing(cell: CellRecord) -> str:
+    """What learned nothing: the majority class, or the base model alone."""
     if cell.record is None:
         return _NONE
-    return format_percent(cell.record.comparison.majority.accuracy)
+    return cell.measure.shown(cell.record.comparison.reference.main(cell.measure))
 
 
 def _baseline(cell: CellRecord, kind: str) -> str:
     """A baseline of a private cell that is not one of the compared arms."""
     arms = cell.record.comparison.arms if cell.record and cell.is_private else ()
-    scores = [
-        arm.final.accuracy
-        for arm in arms
-        if arm.kind == kind and arm.final.accuracy is not None
-    ]
-    return format_percent(sum(scores) / len(scores)) if scores else _NONE
+    own = tuple(arm for arm in arms if arm.kind == kind)
+    return cell.measure.shown(MethodResult(cell, "", own).score)
 
 
 def _rich(table: SimpleTable) -> Table:

@@ -144,6 +144,13 @@ def _text(value: object) -> str:
 
 def _whom(record: RunRecord, unit: str, place: str) -> str:
     cap = record.study_value("privacy", "max_records_per_unit")
+    if unit == "record" and record.study_value("task", "kind") == "causal-lm":
+        longest = record.study_value("model", "max_length")
+        return (
+            f"One block of at most {longest} tokens of a document at {place}, by "
+            "declaration of the study. A document or a person with several blocks is "
+            f"protected less{_everywhere(record)}."
+        )
     if unit == "record":
         return (
             f"One record at {place}, by declaration of the study. A person with "

@@ -9,6 +9,7 @@ from typing import Any
 
 from secfed import canonical
 from secfed.errors import RunDirectoryError
+from secfed.report.measures import score_part
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, Comparison, Source
 from secfed.signing import fingerprint
 
@@ -146,7 +147,7 @@ def _single_arm(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
         "seed": 0,
         "run": ".",
         "rounds": rounds,
-        "final": {k: last.get(k) for k in ("accuracy", "macro_f1")},
+        "final": score_part(last),
         "epsilon": epsilon or None,
         "epsilon_max": max(epsilon.values(), default=None),
         **{key: _total(rounds, key) for key in ("bytes_up", "bytes_down", "seconds")},
@@ -159,6 +160,7 @@ def _single_arm(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
         "title": names.get("title") if isinstance(names, Mapping) else folder.name,
         "study_digest": canonical.digest(study) if study else None,
         "arms": [arm],
+        "untrained": score_part(rounds[0]) if rounds else None,
         "dropouts": [
             {
                 "arm": name,

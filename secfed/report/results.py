@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secfed.errors import RunDirectoryError
+from secfed.report.measures import ACCURACY, PERPLEXITY, Measure
 
 __all__ = [
     "Arm",
@@ -127,17 +128,45 @@ class Source:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores on the public hold-out, between 0 and 1."""
+    """Scores on the public hold-out, those that the task has.
+
+    Shares are between 0 and 1; a perplexity is above 0, and less is better.
+    ``by_category`` holds the same of single categories, where these are public.
+    """
 
     accuracy: float | None = None
     macro_f1: float | None = None
+    perplexity: float | None = None
+    token_accuracy: float | None = None
+    by_category: Mapping[str, Scores] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: Source | None) -> Scores:
-        """From an object with ``accuracy`` and ``macro_f1``."""
+        """From an object with these keys, or without some of them."""
         if source is None:
             return cls()
-        return cls(source.number("accuracy"), source.number("macro_f1"))
+        perplexity, parts = source.number("perplexity"), source.child("by_category")
+        if perplexity is not None and perplexity <= 0:
+            raise source.wrong("perplexity", "above 0")
+        return cls(
+            source.number("accuracy"),
+            source.number("macro_f1"),
+            perplexity,
+            source.number("token_accuracy"),
+            {}
+            if parts is None
+            else {name: cls.read(parts.child(name)) for name in parts.value},
+        )
+
+    def main(self, measure: Measure) -> float | None:
+        """The score that is compared."""
+        value: float | None = getattr(self, measure.key)
+        return value
+
+    def second(self, measure: Measure) -> float | None:
+        """The score beside it."""
+        value: float | None = getattr(self, measure.second)
+        return value
 
 
 @dataclass(frozen=True)
@@ -308,12 +337,27 @@ class Comparison:
     study_digest: str
     arms: tuple[Arm, ...]
     majority: Scores
+    untrained: Scores
     conclusion: str
     dropouts: tuple[Dropout, ...]
     budget: tuple[SiteBudget, ...]
     seconds: float | None
     simulation_seed: int | None
     source: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def measure(self) -> Measure:
+        """The main score of the task that was trained."""
+        scores = [self.untrained]
+        scores += [found.scores for arm in self.arms for found in arm.rounds]
+        if any(score.perplexity is not None for score in scores):
+            return PERPLEXITY
+        return ACCURACY
+
+    @property
+    def reference(self) -> Scores:
+        """What learned nothing: the constant answer, or the base model alone."""
+        return self.untrained if self.measure is PERPLEXITY else self.majority
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -347,6 +391,7 @@ class Comparison:
             study_digest=source.text("study_digest", "UNKNOWN"),
             arms=tuple(Arm.read(item) for item in source.children("arms")),
             majority=Scores.read(source.child("majority")),
+            untrained=Scores.read(source.child("untrained")),
             conclusion=source.text("conclusion"),
             dropouts=tuple(
                 Dropout(

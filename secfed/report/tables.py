@@ -15,12 +15,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from secfed.report.results import NON_PRIVATE, POOLED, Arm, Comparison
+from secfed.report.measures import Measure
+from secfed.report.results import NON_PRIVATE, POOLED, Arm, Comparison, Scores
 
 __all__ = [
     "COLUMNS",
     "UNKNOWN",
     "Row",
+    "category_rows",
+    "columns_of",
     "comparison_rows",
     "csv_lines",
     "csv_text",
@@ -58,23 +61,25 @@ COLUMNS = (
     "rounds_completed",
     "rounds_interrupted",
 )
-"""The columns of ``comparison.csv``; empty where a number does not exist."""
+"""The columns of ``comparison.csv``; empty where a number does not exist. Other tasks
+have their own two scores in the place of these (``columns_of``)."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm, or the majority class, with what the tables show of it.
+    """One arm, or what learned nothing, with what the tables show of it.
 
     Noise energies and the gap are means over the rounds; ``quadratic_share`` is
     the mean of the rounds' shares. ``epsilon_text`` never hides a missing
-    guarantee: it reads NOT PRIVATE, UNKNOWN, a number, or ``-`` for the
-    majority class, which learns nothing.
+    guarantee: it reads NOT PRIVATE, UNKNOWN, a number, or ``-`` for what learned
+    nothing. ``score`` is the measure's, ``second`` is a share beside it.
     """
 
     name: str
     arm: Arm | None
-    accuracy: float | None
-    macro_f1: float | None
+    measure: Measure
+    score: float | None
+    second: float | None
     epsilon_text: str
     measured: float | None = None
     closed_form: float | None = None
@@ -92,8 +97,8 @@ class Row:
         arm = self.arm
         return {
             "name": self.name,
-            "accuracy": format_percent(self.accuracy),
-            "macro_f1": format_percent(self.macro_f1),
+            "score": self.measure.shown(self.score),
+            "second": format_percent(self.second),
             "epsilon": self.epsilon_text,
             "measured": format_number(self.measured),
             "closed_form": format_number(self.closed_form),
@@ -111,25 +116,29 @@ class Row:
 
 
 def comparison_rows(comparison: Comparison) -> tuple[Row, ...]:
-    """The rows in reading order: the majority class first, then every arm."""
-    majority = Row(
-        name="majority class",
+    """The rows in reading order: what learned nothing first, then every arm."""
+    measure, reference = comparison.measure, comparison.reference
+    nothing = Row(
+        name=measure.reference,
         arm=None,
-        accuracy=comparison.majority.accuracy,
-        macro_f1=comparison.majority.macro_f1,
+        measure=measure,
+        score=reference.main(measure),
+        second=reference.second(measure),
         epsilon_text=_NONE,
     )
     simulated = comparison.simulation_seed is not None
-    return (majority, *(_row(arm, simulated=simulated) for arm in comparison.arms))
+    arms = (_row(arm, measure, simulated=simulated) for arm in comparison.arms)
+    return (nothing, *arms)
 
 
-def _row(arm: Arm, *, simulated: bool) -> Row:
+def _row(arm: Arm, measure: Measure, *, simulated: bool) -> Row:
     noise = [report for _, report in arm.noise_rounds]
     return Row(
         name=arm.label,
         arm=arm,
-        accuracy=arm.final.accuracy,
-        macro_f1=arm.final.macro_f1,
+        measure=measure,
+        score=arm.final.main(measure),
+        second=arm.final.second(measure),
         epsilon_text=format_epsilon(arm, simulated=simulated),
         measured=_mean([n.measured for n in noise]),
         closed_form=_mean([n.closed_form for n in noise]),
@@ -141,13 +150,14 @@ def _row(arm: Arm, *, simulated: bool) -> Row:
 def terminal_tables(comparison: Comparison) -> Group:
     """Two tables that fit 80 columns, the recovered dropouts and the budgets."""
     rows = comparison_rows(comparison)
+    main, second = comparison.measure.headings
     parts = [
         _table(
             "Scores on the public hold-out, and what they cost in privacy",
             (
                 ("arm", "name"),
-                ("accuracy", "accuracy"),
-                ("macro-F1", "macro_f1"),
+                (main, "score"),
+                (second, "second"),
                 ("epsilon, worst site", "epsilon"),
                 ("trainable", "trainable"),
                 ("seconds", "seconds"),
@@ -168,6 +178,8 @@ def terminal_tables(comparison: Comparison) -> Group:
             [row for row in rows if row.arm is not None],
         ),
     ]
+    if any(arm.final.by_category for arm in comparison.arms):
+        parts.append(_category_table(comparison))
     if comparison.dropouts:
         parts.append(_dropout_table(comparison))
     if comparison.budget:
@@ -186,6 +198,35 @@ def _table(
     for row in rows:
         style = "bold red" if row.is_unprotected else ""
         table.add_row(*(Text(row.cells[key], style=style) for _, key in columns))
+    return table
+
+
+def category_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
+    """The main score of every arm on every category; the first row are headings."""
+    measure = comparison.measure
+    all_scores = {measure.reference: comparison.reference}
+    all_scores |= {arm.name: arm.final for arm in comparison.arms}
+    parts = (name for scores in all_scores.values() for name in scores.by_category)
+    names = tuple(dict.fromkeys(parts))
+    rows = [
+        (name, *(measure.shown(_of_category(scores, part, measure)) for part in names))
+        for name, scores in all_scores.items()
+    ]
+    return (("arm", *names), *rows) if names else ()
+
+
+def _of_category(scores: Scores, name: str, measure: Measure) -> float | None:
+    own = scores.by_category.get(name)
+    return None if own is None else own.main(measure)
+
+
+def _category_table(comparison: Comparison) -> Table:
+    headings, *rows = category_rows(comparison)
+    table = _empty(f"{comparison.measure.key} by category, on the public hold-out")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 
@@ -231,12 +272,18 @@ def sum_text(sum_exact: bool | None) -> str:  # noqa: FBT001
 
 
 def csv_text(comparison: Comparison) -> str:
-    """The comparison as CSV with the columns ``COLUMNS``, one line per arm."""
+    """The comparison as CSV with the columns of its task, one line per arm."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(columns_of(comparison.measure))
     writer.writerows(csv_lines(comparison))
     return buffer.getvalue()
+
+
+def columns_of(measure: Measure) -> tuple[str, ...]:
+    """The columns of ``comparison.csv`` for a task."""
+    place = COLUMNS.index("accuracy")
+    return (*COLUMNS[:place], measure.key, measure.second, *COLUMNS[place + 2 :])
 
 
 def csv_lines(comparison: Comparison) -> list[list[str]]:
@@ -255,15 +302,15 @@ def write_csv(comparison: Comparison | Mapping[str, Any], path: str | Path) -> N
 def _csv_values(row: Row) -> tuple[object, ...]:
     arm = row.arm
     if arm is None:
-        scores = (row.accuracy, row.macro_f1)
-        return ("majority", "majority", "baseline", None, *scores, *(None,) * 11)
+        name = row.name.split()[0]  # "majority" or "base"
+        return (name, name, "baseline", None, row.score, row.second, *(None,) * 11)
     return (
         arm.name,
         arm.method,
         arm.kind,
         arm.seed,
-        row.accuracy,
-        row.macro_f1,
+        row.score,
+        row.second,
         arm.epsilon_max,
         row.measured,
         row.closed_form,

@@ -65,15 +65,11 @@ def pooled_records(sites: Sequence[PrivateRecords]) -> PrivateRecords:
 
     A person at two sites is two units.
     """
-    lengths = np.concatenate([held.features.lengths for held in sites])
-    features = Features(
-        states=torch.cat([held.features.states for held in sites]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-    )
     before = np.cumsum([0, *(held.num_units for held in sites)])
     units = [held.units + first for held, first in zip(sites, before, strict=False)]
-    return PrivateRecords(
-        features=features,
+    kind = type(sites[0])
+    return kind(
+        features=type(sites[0].features).joined([held.features for held in sites]),
         labels=np.concatenate([held.labels for held in sites]),
         units=np.concatenate(units),
         num_units=int(before[-1]),
