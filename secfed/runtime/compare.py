@@ -13,7 +13,6 @@ from typing import Any
 
 from secfed.canonical import canonical_json
 from secfed.errors import PolicyError
-from secfed.evaluation import majority_scores
 from secfed.manifest import write_manifest
 from secfed.policy import SitePolicy
 from secfed.report.conclusion import conclude
@@ -26,7 +25,8 @@ from secfed.runtime.partition import keep_partition
 from secfed.runtime.pooled import RULE, pooled_plan, run_pooled
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm
-from secfed.runtime.setup import Prepared, open_budget, prepare, with_seed_of
+from secfed.runtime.scores import reference_scores
+from secfed.runtime.setup import open_budget, prepare, with_seed_of
 from secfed.signing import load_or_create
 from secfed.strategies import check_maskable, get_strategy, strategy_of
 from secfed.study import Study
@@ -89,7 +89,7 @@ def run_comparison(
         "title": study.study.title,
         "study_digest": study.digest(),
         "arms": summaries,
-        "majority": _majority(prepared),
+        **reference_scores(prepared),
         "dropouts": _dropouts(summaries),
         "budget": _budgets(study, private, policy),
         "seconds": round(time.perf_counter() - started, 3),
@@ -153,9 +153,10 @@ def _baselines(
     Raises:
         PolicyError: As ``plan_arms``.
     """
-    names: tuple[str, ...] = (HEAD_ONLY, NON_PRIVATE)
     if study.compare is not None:
         names = study.compare.baselines
+    else:
+        names = (NON_PRIVATE,) if study.is_causal_lm else (HEAD_ONLY, NON_PRIVATE)
     if without:
         require_public(study, "compare.epsilons", '"inf"')
         # It is the baseline; and where there is no epsilon there is none to share.
@@ -188,11 +189,6 @@ def require_public(
         f"{key}: {what} {why}; it runs on built-in public text or under an explicit "
         f"simulation seed only. Remove it from {key}"
     )
-
-
-def _majority(prepared: Prepared) -> dict[str, float]:
-    scores = majority_scores(prepared.holdout_labels, len(prepared.label_names))
-    return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
 
 
 def _dropouts(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

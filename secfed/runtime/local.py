@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from secfed.client import BudgetGuard, NoGuard
 from secfed.errors import RoundAbortedError
-from secfed.evaluation import evaluate
 from secfed.policy import SitePolicy
 from secfed.report.html import build_report
 from secfed.runtime.directory import create_run
@@ -23,6 +20,7 @@ from secfed.runtime.partition import keep_partition
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord
 from secfed.runtime.rounds import play_alone, play_round
+from secfed.runtime.scores import mean_scores, scores_of
 from secfed.runtime.setup import Prepared, prepare
 from secfed.runtime.site_training import contribute, view_of
 from secfed.strategies import (
@@ -33,7 +31,6 @@ from secfed.strategies import (
 )
 from secfed.strategies.base import ServerState, Strategy
 from secfed.study import Study
-from secfed.types import Adapter
 
 __all__ = ["run_arm", "run_study"]
 
@@ -90,7 +87,7 @@ def run_arm(
         start = strategy.init(prepared.start, arm.study.adapter.seed, base)
         for sentence in strategy.remarks(start.adapter):
             progress.note(sentence)
-        state = record.recover(start, _scores(prepared, start.adapter), progress)
+        state = record.recover(start, scores_of(prepared, start.adapter), progress)
         # 2
         rounds = arm.study.training.rounds
         for round_number in range(record.next_round, rounds + 1):
@@ -170,21 +167,14 @@ def _guards(record: ArmRecord) -> Mapping[str, BudgetGuard | NoGuard]:
     return {name: record.guard(name) for name in record.budgets}
 
 
-def _scores(prepared: Prepared, adapter: Adapter) -> dict[str, float]:
-    scores = evaluate(
-        prepared.model, adapter, prepared.holdout, prepared.holdout_labels
-    )
-    return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
-
-
 def _site_scores(
     record: ArmRecord, prepared: Prepared, strategy: Strategy, after: ServerState
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Of the global adapter, or the mean over the sites' own models."""
     if not strategy.personal:
-        return _scores(prepared, after.adapter)
+        return scores_of(prepared, after.adapter)
     scores = []
     for name in record.sites:
         view = view_of(record.arm, name, record.kept[name], after.round + 1)
-        scores.append(_scores(prepared, strategy.start(after.adapter, view)))
-    return {key: float(np.mean([own[key] for own in scores])) for key in scores[0]}
+        scores.append(scores_of(prepared, strategy.start(after.adapter, view)))
+    return mean_scores(scores)

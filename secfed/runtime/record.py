@@ -39,6 +39,7 @@ from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget, Charge
 from secfed.release import save_release
+from secfed.report.measures import score_part
 from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
@@ -147,7 +148,7 @@ class ArmRecord:
         )
 
     def recover(
-        self, start: ServerState, scores: Mapping[str, float], progress: Progress
+        self, start: ServerState, scores: Mapping[str, Any], progress: Progress
     ) -> ServerState:
         """Begin the ledger, or settle what an interruption left and continue.
 
@@ -226,7 +227,7 @@ class ArmRecord:
         """Record a started round without a sum; what was reserved stays spent."""
         spent = self._reserved(number)
         epsilon = self.epsilon(number)
-        scores = {key: self._lines()[-1][key] for key in ("accuracy", "macro_f1")}
+        scores = score_part(self._lines()[-1])
         append_line(
             self._metrics,
             empty_line(number, "interrupted", scores) | {"epsilon": epsilon},
@@ -300,7 +301,7 @@ class ArmRecord:
             "seed": self.arm.seed,
             "run": f"arms/{self.arm.name}",
             "rounds": lines,
-            "final": {"accuracy": last["accuracy"], "macro_f1": last["macro_f1"]},
+            "final": score_part(last),
             "epsilon": epsilon or None,
             "epsilon_max": max(epsilon.values(), default=None),
             "bytes_up": sum(line["bytes_up"] for line in lines),
@@ -311,7 +312,7 @@ class ArmRecord:
 
     # ---------------------------------------------------------------- inside
 
-    def _begin(self, adapter: Adapter, scores: Mapping[str, float]) -> None:
+    def _begin(self, adapter: Adapter, scores: Mapping[str, Any]) -> None:
         """Round 0: refuse what no site can afford, then write the first entries."""
         self._require_budgets()
         study = self.arm.study
@@ -446,7 +447,7 @@ class ArmRecord:
         )
 
 
-def empty_line(number: int, status: str, scores: Mapping[str, float]) -> dict[str, Any]:
+def empty_line(number: int, status: str, scores: Mapping[str, Any]) -> dict[str, Any]:
     """A metrics line in which nothing was summed."""
     return {
         "round": number,

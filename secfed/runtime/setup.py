@@ -17,13 +17,22 @@ from numpy.typing import NDArray
 from protocols.keys import SigningKey, generate_identity
 from secfed.adapters import (
     AdaptedModel,
+    SequenceClassifier,
     attach_adapter,
     head_from_names,
     initial_adapter,
 )
 from secfed.data import fingerprint, load_sites
 from secfed.errors import RunDirectoryError
-from secfed.models import BaseModel, Features, encode_prefix, load_base_model
+from secfed.models import (
+    BaseModel,
+    Features,
+    TokenFeatures,
+    encode_blocks,
+    encode_prefix,
+    load_base_model,
+    load_causal_model,
+)
 from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
 from secfed.privacy.asked import plan_for
@@ -32,8 +41,14 @@ from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.progress import Progress
 from secfed.study import Study
-from secfed.training import ClassificationLoss, PrivateRecords
-from secfed.types import Adapter
+from secfed.training import (
+    CausalLoss,
+    ClassificationLoss,
+    PrivateRecords,
+    RecordLoss,
+    TokenRecords,
+)
+from secfed.types import Adapter, LabelledTexts, SiteData
 
 __all__ = [
     "Prepared",
@@ -62,7 +77,7 @@ class Prepared:
     label_names: tuple[str, ...]
     plans: Mapping[str, PrivacyPlan]
     fingerprints: Mapping[str, str]
-    loss: ClassificationLoss
+    loss: RecordLoss
 
     def __repr__(self) -> str:
         return "Prepared(<private>)"
@@ -79,24 +94,24 @@ def prepare(
     """
     progress.phase("reading the sites' records")
     data = load_sites(study, base_dir)
-    loss = ClassificationLoss(study.class_weights(data.label_names))
+    loss = _loss(study, data.label_names)
     progress.phase("calibrating the noise")
     plans = plan_sites(study, data.nominal_units)
     for site in data.sites.values():
         check_policy(policy, study, site.num_units)
     progress.phase("loading the base model")
-    base = load_base_model(study.model, base_dir, len(data.label_names))
+    if study.is_causal_lm:
+        base = load_causal_model(study.model, base_dir)
+    else:
+        base = load_base_model(study.model, base_dir, len(data.label_names))
     model = attach_adapter(base, study.adapter)
     progress.phase("encoding the texts up to the first adapted layer")
     records = {}
     total = len(data.sites) + 1
     for done, (name, site) in enumerate(data.sites.items(), start=1):
-        features = encode_prefix(base, site.records.texts, model.first_layer)
-        records[name] = PrivateRecords(
-            features, site.records.labels, site.units, site.num_units
-        )
+        records[name] = _records(base, model, site)
         progress.site(name, done, total)
-    holdout = encode_prefix(base, data.holdout.texts, model.first_layer)
+    holdout = _encoded(base, model, data.holdout)
     progress.site("public hold-out", total, total)
     return Prepared(
         base=base,
@@ -112,12 +127,32 @@ def prepare(
     )
 
 
+def _loss(study: Study, label_names: tuple[str, ...]) -> RecordLoss:
+    if study.is_causal_lm:
+        return CausalLoss()
+    return ClassificationLoss(study.class_weights(label_names))
+
+
+def _encoded(base: BaseModel, model: AdaptedModel, records: LabelledTexts) -> Features:
+    """Everything below the first adapted layer: of texts, or of blocks of tokens."""
+    if records.tokens:
+        return encode_blocks(base, records.tokens, model.first_layer)
+    return encode_prefix(base, records.texts, model.first_layer)
+
+
+def _records(base: BaseModel, model: AdaptedModel, site: SiteData) -> PrivateRecords:
+    features, labels = _encoded(base, model, site.records), site.records.labels
+    if isinstance(features, TokenFeatures):
+        return TokenRecords(features, labels, site.units, site.num_units)
+    return PrivateRecords(features, labels, site.units, site.num_units)
+
+
 def public_start(
     study: Study, base: BaseModel, model: AdaptedModel, label_names: tuple[str, ...]
 ) -> Adapter:
     """The adapter before round 1, made from the study's public seed and labels."""
     start = initial_adapter(model, study.adapter)
-    if study.adapter.head_init == "zero":
+    if study.adapter.head_init == "zero" or not isinstance(model, SequenceClassifier):
         return start
     model.write(start.tensors)
     return start.replaced(head_from_names(base, model, label_names, _NAME_HEAD_SCALE))

@@ -113,7 +113,9 @@ class Study(Table):
 
     def _check_classification(self) -> None:
         """Classes are declared, and the classifier has a step size."""
-        required = {"training.head_learning_rate": self.training.head_learning_rate}
+        required: dict[str, object] = {
+            "training.head_learning_rate": self.training.head_learning_rate
+        }
         if not self.data.is_builtin:
             required["data.label_column"] = self.data.label_column
             required["data.labels"] = self.data.labels
@@ -144,13 +146,14 @@ class Study(Table):
                 raise ContradictionError(
                     key,
                     "[task] kind = 'causal-lm' has no classification head"
-                    + ("; write [\"non-private\"] or []" if "baselines" in key else ""),
+                    + ('; write ["non-private"] or []' if "baselines" in key else ""),
                 )
         kind = self.data.partition.kind
         unlabelled = not self.data.is_builtin and self.data.label_column is None
         if kind in {"home", "dirichlet"} and unlabelled:
             raise ContradictionError(
-                "data.label_column", f"required: partition.kind = {kind!r} divides by it"
+                "data.label_column",
+                f"required: partition.kind = {kind!r} divides by it",
             )
 
     def _check_cohort(self) -> None:
