@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import io
 import json
 import logging
 import os
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from secfed.study.sections import HUB_PREFIX, DataSection
 __all__ = ["load_external"]
 
 _SHOWN_ROWS = 5
+_GZIP = ".gz"
 
 
 def load_external(section: DataSection, base_dir: Path) -> RecordTable:
@@ -57,9 +60,10 @@ def load_external(section: DataSection, base_dir: Path) -> RecordTable:
     texts = _filled(where, wanted["text"], columns["text"])
     if not texts:
         raise DataError(f"{where}: no records")
-    labels, sites = columns["label"], columns.get("site", ())
-    known = section.labels or ()
-    _require_known(where, wanted["label"], labels, known, "data.labels")
+    sites, known = columns.get("site", ()), section.labels or ()
+    labels = columns.get("label", ())
+    if "label" in wanted:
+        _require_known(where, wanted["label"], labels, known, "data.labels")
     if sites:
         declared = section.partition.sites
         _require_known(where, wanted["site"], sites, declared, "data.partition.sites")
@@ -68,7 +72,10 @@ def load_external(section: DataSection, base_dir: Path) -> RecordTable:
     number = {name: index for index, name in enumerate(known)}
     return RecordTable(
         texts=texts,
-        labels=np.array([number[str(label)] for label in labels], dtype=np.int64),
+        # Without categories all texts are of one kind, and it has no name.
+        labels=np.array([number[str(label)] for label in labels], dtype=np.int64)
+        if known
+        else np.zeros(len(texts), dtype=np.int64),
         label_names=known,
         # Without a group column a person is held out as a whole, and equal texts
         # never stand on both sides.
@@ -85,7 +92,8 @@ def _read_file(path: Path, wanted: dict[str, str]) -> _Columns:
     # 1. What the file system says.
     if not path.is_file():
         raise DataError(f"{path}: no such file (data.source)")
-    suffix = path.suffix
+    compressed = path.suffix == _GZIP
+    suffix = path.with_suffix("").suffix if compressed else path.suffix
     # 2. What can be said with a line number, before a reader guesses.
     features: dict[str, str] | None = None
     if suffix != ".parquet":
@@ -190,6 +198,11 @@ def _as_features(datasets: Any, columns: dict[str, str]) -> Any:
 
 def _utf8(path: Path) -> str:
     content = path.read_bytes()
+    if path.suffix == _GZIP:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error):
+            raise DataError(f"{path}: not a whole gzip file") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -28,13 +28,14 @@ from typing import Any
 
 from secfed.canonical import canonical_json, parse_json
 from secfed.errors import PlanError, PolicyError
-from secfed.evaluation import evaluate
 from secfed.privacy.asked import plan_for
 from secfed.privacy.plan import PrivacyPlan
+from secfed.report.measures import score_part
 from secfed.report.results import POOLED
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, empty_line
+from secfed.runtime.scores import scores_of
 from secfed.runtime.setup import Prepared, random_stream
 from secfed.strategies import STRATEGIES, trained_names
 from secfed.strategies.base import moved
@@ -124,7 +125,7 @@ def _trained(
         "seed": arm.seed,
         "run": None,
         "rounds": lines,
-        "final": {key: lines[-1][key] for key in ("accuracy", "macro_f1")},
+        "final": score_part(lines[-1]),
         "epsilon": None,
         "epsilon_max": plan.epsilon(),
         "bytes_up": None,
@@ -163,11 +164,8 @@ def _trainer(
 
 
 def _line(prepared: Prepared, adapter: Adapter, number: int) -> dict[str, Any]:
-    scores = evaluate(
-        prepared.model, adapter, prepared.holdout, prepared.holdout_labels
-    )
-    named = {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
-    return empty_line(number, "completed", named) | {
+    scores = scores_of(prepared, adapter)
+    return empty_line(number, "completed", scores) | {
         "bytes_up": None,
         "bytes_down": None,
     }

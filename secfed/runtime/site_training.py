@@ -107,6 +107,7 @@ def _train(
             stream,
             loss=prepared.loss,
             local=local,
+            learning_rate=_plain_rate(arm.study.training),
         )
     private: Callable[..., LocalUpdate] = partial(train_privately, local=local)
     if site.plan.unit == "site":  # No step is noisy: ``strategy_of`` checked the rule.
@@ -124,6 +125,11 @@ def _train(
         rank=view.rank,
         keep_noiseless=True,
     )
+
+
+def _plain_rate(training: TrainingSection) -> float | None:
+    """The factors' rate without privacy, where the study names one for the method."""
+    return (training.plain_learning_rate or {}).get(training.method)
 
 
 def settings_of(arm: Arm) -> TrainingSection:

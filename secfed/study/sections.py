@@ -73,7 +73,7 @@ REFUSED_METHODS: Final[Mapping[str, str]] = {
 """Methods that exist but cannot run under secure aggregation, and why."""
 
 BUILTIN_SOURCES: Final = ("builtin:icd10cm",)
-FILE_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
+FILE_SUFFIXES: Final = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 HUB_PREFIX: Final = "hub:"
 
 MIN_LABELS: Final = 2
@@ -355,6 +355,9 @@ class TrainingSection(Table):
     # records they would be a release of their own.
     class_weights: Mapping[str, Positive] | None = None
     learning_rate: Mapping[str, Positive] = Field(default_factory=dict)
+    # Adam's, of arms without privacy, whose gradients are not clipped and have another
+    # scale; by method, 2e-3 for those that are not named.
+    plain_learning_rate: Mapping[str, Positive] | None = None
     # What the coordinator does with the mean change, and its settings.
     server_optimizer: Annotated[
         Literal["fedavgm", "fedadam"] | None, BeforeValidator(_none_as_missing)
@@ -398,6 +401,8 @@ class TrainingSection(Table):
         for name in self.learning_rate:
             if name != "pooled":  # A baseline of a comparison, and no method.
                 check_method(f"learning_rate.{name}", name)
+        for name in self.plain_learning_rate or {}:
+            check_method(f"plain_learning_rate.{name}", name)
         self.require_learning_rate(self.method)
         return self
 

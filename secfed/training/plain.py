@@ -42,12 +42,14 @@ def train_without_privacy(
     *,
     loss: RecordLoss | None = None,
     local: LocalSteps | None = None,
+    learning_rate: float | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LocalUpdate:
     """Ordinary Adam training on the same Poisson batches: NOT PRIVATE, a baseline.
 
     No clipping and no noise; the loss is the mean over the records drawn. The
-    rates are its own, because gradients that are not clipped have another scale.
+    rates are its own, because gradients that are not clipped have another scale;
+    ``learning_rate`` is that of the factors, 2e-3 if it is None.
     Used for the upper bound that a comparison shows, never in a study that sends.
     It takes the study's steps and batch and the site's public size, and no plan:
     what has no noise has none.
@@ -62,6 +64,7 @@ def train_without_privacy(
         batches,
         loss=loss,
         local=local,
+        learning_rate=learning_rate,
         progress=lambda done: progress(done, steps),
     )
 
@@ -75,14 +78,16 @@ def train_on_batches(
     *,
     loss: RecordLoss | None = None,
     local: LocalSteps | None = None,
+    learning_rate: float | None = None,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> LocalUpdate:
     """``train_without_privacy`` on given batches of units: NOT PRIVATE."""
     model.write(adapter.tensors)
     chosen = model.set_trainable(trains)
     loss = ClassificationLoss() if loss is None else loss
+    rate = _RATE if learning_rate is None else learning_rate
     groups = [
-        {"params": [p], "lr": _HEAD_RATE if n.startswith("head.") else _RATE}
+        {"params": [p], "lr": _HEAD_RATE if n.startswith("head.") else rate}
         for n, p in chosen.items()
     ]
     optimizer = torch.optim.Adam(groups)
