@@ -10,6 +10,7 @@ import typer
 
 from secfed.cli import budgets, evidence, methods, planning, runs
 from secfed.cli.amplification import amplification
+from secfed.cli.model import app as model_app
 from secfed.cli.output import SecfedGroup, tell
 
 __all__ = ["app", "main"]
@@ -44,6 +45,7 @@ app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
 app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
+app.add_typer(model_app, name="model")
 app.command("strategies")(methods.strategies)
 app.command("verify")(evidence.verify)
 app.command("version")(evidence.version)

@@ -50,6 +50,7 @@ COMMANDS = (
     "plan",
     "amplification",
     "budget",
+    "model",
     "strategies",
     "verify",
     "version",
