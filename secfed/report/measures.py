@@ -32,6 +32,9 @@ SCORE_KEYS: Final = (
 """What of a metrics line is a score."""
 
 
+_LARGE: Final = 1000.0
+
+
 @dataclass(frozen=True)
 class Measure:
     """One task's main score.
@@ -64,7 +67,10 @@ class Measure:
         """A score for people; ``-`` when there is none."""
         if value is None:
             return "-"
-        return f"{value:.4g}" if self.lower_is_better else f"{100 * value:.1f} %"
+        if not self.lower_is_better:
+            return f"{100 * value:.1f} %"
+        # Four digits, with zeros, so that columns can be read down.
+        return f"{value:#.4g}" if value < _LARGE else f"{value:,.0f}"
 
     @property
     def factor(self) -> float:

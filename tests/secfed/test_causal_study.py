@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from causal import (
 from small import study_values
 
 from secfed.data import load_sites
-from secfed.errors import StudyError
+from secfed.errors import DataError, StudyError
 from secfed.report.conclusion import conclude, pair_scores
 from secfed.report.html import render_report
 from secfed.report.measures import ACCURACY, PERPLEXITY
@@ -157,6 +158,18 @@ def test_a_person_has_at_most_so_many_blocks(study: Study, folder: Path) -> None
         rows = np.array(capped.rows[site.site])
         for unit in range(site.num_units):
             assert len(set(rows[site.units == unit])) == 1  # one document each
+
+
+def test_a_gzip_file_holds_the_same_records(study: Study, folder: Path) -> None:
+    packed = folder / "texts.jsonl.gz"
+    packed.write_bytes(gzip.compress((folder / "texts.jsonl").read_bytes()))
+    values = study.canonical()
+    values["data"]["source"] = packed.name
+    found = load_sites(load_study_dict(values, "packed"), folder)
+    assert found.rows == load_sites(study, folder).rows
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(DataError, match="not a whole gzip file"):
+        load_sites(load_study_dict(values, "packed"), folder)
 
 
 # Whole runs
@@ -314,15 +327,15 @@ def comparison(scores: dict[str, list[float]], untrained: float = 30.0) -> Compa
 
 def test_the_smaller_perplexity_is_ahead() -> None:
     text = conclude(comparison({"fedavg": [20.0], "ffa-lora": [25.0]}))
-    assert "fedavg (20) is ahead of ffa-lora (25) in perplexity" in text
+    assert "fedavg (20.00) is ahead of ffa-lora (25.00) in perplexity" in text
     assert "less is better" in text
-    assert "below the base model's perplexity (30)" in text
+    assert "below the base model's perplexity (30.00)" in text
     assert "One seed cannot decide" in text
 
 
 def test_above_the_base_is_not_learned() -> None:
     text = conclude(comparison({"fedavg": [20.0], "ffa-lora": [31.0]}))
-    assert "ffa-lora did not learn: the base model alone has perplexity 30" in text
+    assert "ffa-lora did not learn: the base model alone has perplexity 30.00" in text
 
 
 def test_verdicts_are_about_ratios_and_their_sign_is_that_of_perplexity() -> None:
@@ -345,7 +358,8 @@ def test_accuracies_are_shown_as_before() -> None:
     assert ACCURACY.difference(-0.0123) == "-1.2"
     assert ACCURACY.bounds((-0.01, 0.02)) == "[-1.0, +2.0]"
     assert ACCURACY.around(0.5, (0.4, 0.6)) == "50.0 % ± 10.0"
-    assert PERPLEXITY.around(20.0, (18.0, 22.0)) == "20 [18, 22]"
+    assert PERPLEXITY.around(20.0, (18.0, 22.0)) == "20.00 [18.00, 22.00]"
+    assert PERPLEXITY.shown(54_321.4) == "54,321"
 
 
 def test_all_rates_are_of_known_rules() -> None:
