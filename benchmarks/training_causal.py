@@ -1,8 +1,8 @@
 """A GPT-2 model with random weights on the same text; any size, any device.
 
-secfed's studies train encoders so far. Here its parts for private steps (records in
-micro-batches, cached states, per-record gradients, clipping, noise) run on a causal
-model that is wired up for the benchmark alone.
+secfed's causal model and its parts for private steps (records in micro-batches, cached
+states, per-record gradients, clipping, noise), with sizes and a device that studies
+cannot name.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ from torch import nn
 from benchmarks.training_encoder import tokenizer, wordings
 from benchmarks.training_plans import Case, Shape
 from benchmarks.training_subject import Subject, start, trained
-from secfed.adapters import AdaptedModel
-from secfed.models import Features, compute_dtype, padded_batches
+from secfed.adapters import CausalModel
+from secfed.models import (
+    BaseModel,
+    Features,
+    compute_dtype,
+    decoder_of,
+    padded_batches,
+)
 from secfed.training import PrivateRecords, causal_lm
 from secfed.training.losses import IGNORED
 
@@ -33,35 +39,6 @@ _PREFIX_TOKENS = 8192
 _AT_ONCE = 16_384  # tokens, on an accelerator
 
 Tokens = Sequence[Sequence[int]]
-
-
-class UpperBlocks(AdaptedModel):
-    """The blocks from the first adapted one up, and the head, over cached states.
-
-    Records are padded at the right, where a causal model does not look.
-    """
-
-    def __init__(
-        self, network: peft.PeftModel, first: int, dtype: torch.dtype, device: str
-    ) -> None:
-        nn.Module.__init__(self)
-        gpt: Any = network.get_base_model()
-        self.upper = nn.ModuleList(list(gpt.transformer.h)[first:])
-        self.norm = gpt.transformer.ln_f
-        self.head = gpt.lm_head
-        self.first_layer, self.compute_dtype, self.device = first, dtype, device
-        self._network = [network]
-        self._frozen = {}
-
-    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Token logits (n, tokens, vocabulary), float32."""
-        del mask
-        enabled = self.compute_dtype is torch.bfloat16
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=enabled):
-            for block in self.upper:
-                states = block(states)
-            logits: torch.Tensor = self.head(self.norm(states))
-        return logits.float()
 
 
 class Logits(nn.Module):
@@ -119,7 +96,9 @@ def causal(
         # PEFT asks Transformers under a name that is being replaced.
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing")
         wrapped = peft.get_peft_model(network, _lora(case.shape, first))
-    model = UpperBlocks(wrapped, first, dtype, device)
+    length = case.size.max_length
+    base = BaseModel(network, None, "", length, dtype, decoder_of(network.config))
+    model = CausalModel(base, wrapped, first)
     adapter = start(model, _ALPHA / _RANK)
     ids = tokens(case)
     return Subject(
@@ -132,7 +111,7 @@ def causal(
         collate=_collate,
         plain_loss=_plain_loss,
         loss=_loss,
-        encode=lambda: _encode(network, ids, model),
+        encode=lambda: _encode(network, ids, model, device),
         device=device,
     )
 
@@ -220,7 +199,7 @@ def _loss(
     return causal_lm(network(states, mask), targets)
 
 
-def _encode(network: Any, ids: Tokens, model: UpperBlocks) -> TextRecords:
+def _encode(network: Any, ids: Tokens, model: CausalModel, device: str) -> TextRecords:
     """Run the tokens through everything below the first adapted block, once."""
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -230,13 +209,13 @@ def _encode(network: Any, ids: Tokens, model: UpperBlocks) -> TextRecords:
     body, enabled = network.transformer, model.compute_dtype is torch.bfloat16
     with (
         torch.inference_mode(),
-        torch.autocast(model.device, dtype=torch.bfloat16, enabled=enabled),
+        torch.autocast(device, dtype=torch.bfloat16, enabled=enabled),
     ):
         for rows in padded_batches(lengths, np.arange(len(ids)), _PREFIX_TOKENS):
             padded = nn.utils.rnn.pad_sequence(
                 [tokens[i] for i in rows], batch_first=True
-            ).to(model.device)
-            places = torch.arange(padded.shape[1], device=model.device)
+            ).to(device)
+            places = torch.arange(padded.shape[1], device=device)
             out = body.wte(padded) + body.wpe(places)
             for block in body.h[: model.first_layer]:
                 out = block(out)
@@ -249,5 +228,5 @@ def _encode(network: Any, ids: Tokens, model: UpperBlocks) -> TextRecords:
         np.arange(count),
         count,
         tokens,
-        model.device,
+        device,
     )
