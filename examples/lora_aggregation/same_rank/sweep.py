@@ -1,0 +1,117 @@
+"""Which step size suits which rule: the study's grid once for every rate.
+
+Each method gets every rate, in every cell; the best one has the smallest perplexity on
+the public hold-out, mean over the cells of its kind and the seeds. These texts are
+public; on people's records a search like this would be charged, run by run.
+
+Example: python examples/lora_aggregation/same_rank/sweep.py --out runs/same-rank-sweep
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secfed.policy import load_policy
+from secfed.runtime.cells import Limits, NoEvents
+from secfed.runtime.grid import run_grid
+from secfed.study import Study, load_study, load_study_dict
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Found:
+    """One method at one rate: geometric mean perplexity with or without privacy."""
+
+    method: str
+    private: bool
+    rate: float
+    perplexity: float
+
+
+def main() -> None:
+    """Run what is missing and print the best rates."""
+    options = _options()
+    study = load_study(options.study)
+    policy = load_policy(options.study.parent / "site.toml")
+    found: list[Found] = []
+    for rate in options.rates:
+        own = at_rate(study, rate, options.seeds)
+        grid = run_grid(
+            own,
+            options.study.resolve().parent,
+            options.out / f"rate-{rate:g}",
+            own.compare.methods if own.compare else (),
+            options.seeds,
+            policy,
+            NoEvents(),
+            Limits(jobs=options.jobs),
+        )
+        found += results(grid, rate)
+    chosen = best(found)
+    rows = [vars(one) for one in found]
+    text = json.dumps({"best": [vars(one) for one in chosen], "all": rows}, indent=2)
+    (options.out / "sweep.json").write_text(text + "\n", encoding="utf-8")
+    for one in chosen:
+        kind = "with privacy" if one.private else "without privacy"
+        shown = f"rate {one.rate:g}, perplexity {one.perplexity:.4g}"
+        print(f"{one.method:12} {kind:16} {shown}")  # noqa: T201 - this is its output
+
+
+def at_rate(study: Study, rate: float, seeds: Sequence[int]) -> Study:
+    """The study with one rate for all methods, with privacy and without."""
+    values = study.canonical()
+    if study.compare is None:
+        raise SystemExit("the study has no [compare] table")
+    rates = dict.fromkeys(study.compare.methods, rate)
+    values["training"]["learning_rate"] = rates
+    values["training"]["plain_learning_rate"] = rates
+    values["compare"]["seeds"] = list(seeds)
+    return load_study_dict(values, f"study {study.name} at rate {rate:g}")
+
+
+def results(grid: Mapping[str, Any], rate: float) -> list[Found]:
+    """Every method's perplexity over the cells with privacy, and over the others."""
+    private = {cell["name"]: cell["epsilon"] is not None for cell in grid["cells"]}
+    losses: dict[tuple[str, bool], list[float]] = {}
+    for score in grid["scores"]:
+        key = (score["method"], private[score["cell"]])
+        losses.setdefault(key, []).append(math.log(score["perplexity"]))
+    return [
+        Found(method, with_privacy, rate, math.exp(statistics.fmean(values)))
+        for (method, with_privacy), values in losses.items()
+    ]
+
+
+def best(found: Sequence[Found]) -> list[Found]:
+    """The rate with the smallest perplexity of every method and kind."""
+    keys = dict.fromkeys((one.method, one.private) for one in found)
+    return [
+        min(
+            (one for one in found if (one.method, one.private) == key),
+            key=lambda one: one.perplexity,
+        )
+        for key in keys
+    ]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", type=Path, default=HERE / "study_full.toml")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--jobs", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
