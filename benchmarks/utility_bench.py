@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.utility_data import Parts
 from benchmarks.utility_recipes import Recipe, Utility
 from secfed.adapters import (
-    AdaptedModel,
+    SequenceClassifier,
     attach_adapter,
     head_from_names,
     initial_adapter,
@@ -42,7 +42,7 @@ Ticker = Callable[[str, float], None]
 class View:
     """A model over cached features: the adapted layers and the head, or the head."""
 
-    model: AdaptedModel
+    model: SequenceClassifier
     sites: tuple[PrivateRecords, ...]
     test: Features
     test_labels: NDArray[np.int64]
@@ -138,10 +138,10 @@ class Bench:
             self._pooled[recipe.layers] = pooled
         pooled = self._pooled[recipe.layers]
         # No layers are left: the features are what the head reads.
-        top = AdaptedModel(base, model.network, len(base.layers))
+        top = SequenceClassifier(base, model.network, len(base.layers))
         return Views(self._view(model, features), self._view(top, pooled))
 
-    def _view(self, model: AdaptedModel, features: tuple[Features, ...]) -> View:
+    def _view(self, model: SequenceClassifier, features: tuple[Features, ...]) -> View:
         sites = tuple(
             PrivateRecords(own, table.labels, np.arange(len(table)), len(table))
             for own, table in zip(features[:-1], self.parts.sites, strict=True)
@@ -149,7 +149,7 @@ class Bench:
         return View(model, sites, features[-1], self.parts.test.labels)
 
 
-def _pooled(model: AdaptedModel, features: Features) -> Features:
+def _pooled(model: SequenceClassifier, features: Features) -> Features:
     """One vector per text: the mean of the frozen model's last states."""
     rows = np.arange(len(features))
     states = torch.empty(len(rows), features.states.shape[1])

@@ -13,7 +13,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="model",
-    help="Base models as folders that a study can pin.\n\n"
+    help="Base models as folders that a study can pin; --json as everywhere.\n\n"
     "Example: secfed model import model.gguf --out models/smollm2",
     cls=SecfedGroup,
     no_args_is_help=True,

@@ -27,10 +27,17 @@ from secfed.models import (
     encode_blocks,
     load_causal_model,
 )
+from secfed.privacy.noise import simulation_stream
 from secfed.release import save_release
-from secfed.study.sections import AdapterSection, ModelSection
+from secfed.study.sections import AdapterSection, ModelSection, TrainingSection
 from secfed.tokens import cut_blocks, load_tokenizer
-from secfed.training import CausalLoss, OpacusGradients, TokenRecords, preflight
+from secfed.training import (
+    CausalLoss,
+    OpacusGradients,
+    TokenRecords,
+    preflight,
+    train_without_privacy,
+)
 from secfed.training.selftest import check_independence
 from secfed.types import LORA_A, LORA_B, MERGED, Adapter
 
@@ -189,6 +196,35 @@ def test_a_model_that_broke_has_a_large_finite_perplexity(tiny: Tiny) -> None:
     scores = count_tokens(tiny.model, broken, tiny.features).scores()
     assert scores is not None
     assert 1e100 < scores.perplexity < np.inf
+
+
+def test_without_privacy_a_study_may_name_the_step_size(tiny: Tiny) -> None:
+    settings = TrainingSection(
+        method="ffa-lora",
+        rounds=1,
+        steps_per_round=1,
+        expected_batch=8,
+        learning_rate={"ffa-lora": 1.0},
+    )
+    records, moved = tiny.records(), {}
+    trains = [name for name in tiny.start.tensors if name.endswith(LORA_B)]
+    for rate in (None, 1e-4, 1e-2):
+        stream = simulation_stream(1, "rates")
+        update = train_without_privacy(
+            tiny.model,
+            tiny.start,
+            trains,
+            records,
+            settings,
+            records.num_units,
+            stream,
+            loss=CausalLoss(),
+            learning_rate=rate,
+        )
+        moved[rate] = max(np.abs(value).max() for value in update.change.values())
+    # Adam's first step is as long as its step size.
+    expected = {None: 2e-3, 1e-4: 1e-4, 1e-2: 1e-2}
+    assert moved == pytest.approx(expected, rel=1e-3)
 
 
 def test_shapes_from_the_header_are_those_of_the_adapter(tiny: Tiny) -> None:
