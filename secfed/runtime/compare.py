@@ -153,10 +153,11 @@ def _baselines(
     Raises:
         PolicyError: As ``plan_arms``.
     """
+    names: tuple[str, ...] = (HEAD_ONLY, NON_PRIVATE)
     if study.compare is not None:
         names = study.compare.baselines
-    else:
-        names = (NON_PRIVATE,) if study.is_causal_lm else (HEAD_ONLY, NON_PRIVATE)
+    elif study.is_causal_lm:  # Its head is frozen.
+        names = (NON_PRIVATE,)
     if without:
         require_public(study, "compare.epsilons", '"inf"')
         # It is the baseline; and where there is no epsilon there is none to share.
