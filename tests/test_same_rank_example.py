@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from secfed.policy import load_policy
+from secfed.report.measures import PERPLEXITY
 from secfed.study import load_study
 from secfed.study.grid import grid_cells
 
@@ -19,7 +20,7 @@ STUDIES = ("study.toml", "study_full.toml", "study_languages.toml")
 
 @pytest.fixture(scope="module")
 def sweep() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sweep", FOLDER / "sweep.py")
+    spec = importlib.util.spec_from_file_location("sweep", FOLDER.parent / "sweep.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -67,11 +68,11 @@ def test_the_best_rate_has_the_smallest_perplexity_of_its_kind(
             {"cell": "c", "method": "fedavg", "perplexity": plain * 4},
             {"cell": "b", "method": "fedavg", "perplexity": private},
         ]
-        found += sweep.results({"cells": cells, "scores": scores}, rate)
-    first, second = sweep.best(found)
+        found += sweep.results({"cells": cells, "scores": scores}, rate, PERPLEXITY)
+    first, second = sweep.best(found, PERPLEXITY)
     assert (first.private, first.rate) == (False, 1e-2)
-    assert first.perplexity == pytest.approx(36.0)  # the geometric mean
-    assert (second.private, second.rate, second.perplexity) == (
+    assert first.score == pytest.approx(36.0)  # the geometric mean
+    assert (second.private, second.rate, second.score) == (
         True,
         1e-3,
         pytest.approx(30.0),

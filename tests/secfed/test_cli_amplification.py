@@ -447,5 +447,5 @@ def test_an_unreadable_header_is_refused(tmp_path):
     with pytest.raises(ModelError, match="cannot be read"):
         adapted_shapes(tmp_path, section())
     save_file({"wte.weight": np.zeros((2, 2))}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="no encoder layers"):
+    with pytest.raises(ModelError, match="no layers that secfed knows"):
         adapted_shapes(tmp_path, section())

@@ -1,40 +1,45 @@
 """Which step size suits which rule: the study's grid once for every rate.
 
-Each method gets every rate, in every cell; the best one has the smallest perplexity on
-the public hold-out, mean over the cells of its kind and the seeds. These texts are
-public; on people's records a search like this would be charged, run by run.
+Each method gets every rate, in every cell; the best one has the best score on the
+public hold-out, mean over the cells of its kind (with privacy or without) and the
+seeds. This is for public texts; on people's records a search would be charged, run by
+run.
 
-Example: python examples/lora_aggregation/same_rank/sweep.py --out runs/same-rank-sweep
+Example: python examples/lora_aggregation/sweep.py
+    examples/lora_aggregation/same_rank/study_full.toml --out runs/same-rank-sweep
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secfed.policy import load_policy
+from secfed.report.measures import ACCURACY, PERPLEXITY, Measure
 from secfed.runtime.cells import Limits, NoEvents
 from secfed.runtime.grid import run_grid
 from secfed.study import Study, load_study, load_study_dict
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
 class Found:
-    """One method at one rate: geometric mean perplexity with or without privacy."""
+    """One method at one rate, with or without privacy.
+
+    ``score`` is a mean of what is compared: of perplexities the geometric one.
+    """
 
     method: str
     private: bool
     rate: float
-    perplexity: float
+    score: float
 
 
 def main() -> None:
@@ -42,6 +47,7 @@ def main() -> None:
     options = _options()
     study = load_study(options.study)
     policy = load_policy(options.study.parent / "site.toml")
+    measure = PERPLEXITY if study.is_causal_lm else ACCURACY
     found: list[Found] = []
     for rate in options.rates:
         own = at_rate(study, rate, options.seeds)
@@ -55,15 +61,15 @@ def main() -> None:
             NoEvents(),
             Limits(jobs=options.jobs),
         )
-        found += results(grid, rate)
-    chosen = best(found)
+        found += results(grid, rate, measure)
+        print(f"rate {rate:g}: done in {grid['seconds']:.0f} s", file=sys.stderr)  # noqa: T201
+    chosen = best(found, measure)
     rows = [vars(one) for one in found]
     text = json.dumps({"best": [vars(one) for one in chosen], "all": rows}, indent=2)
     (options.out / "sweep.json").write_text(text + "\n", encoding="utf-8")
     for one in chosen:
         kind = "with privacy" if one.private else "without privacy"
-        shown = f"rate {one.rate:g}, perplexity {one.perplexity:.4g}"
-        print(f"{one.method:12} {kind:16} {shown}")  # noqa: T201 - this is its output
+        print(f"{one.method:12} {kind:16} rate {one.rate:g}, score {one.score:.4g}")  # noqa: T201
 
 
 def at_rate(study: Study, rate: float, seeds: Sequence[int]) -> Study:
@@ -78,26 +84,26 @@ def at_rate(study: Study, rate: float, seeds: Sequence[int]) -> Study:
     return load_study_dict(values, f"study {study.name} at rate {rate:g}")
 
 
-def results(grid: Mapping[str, Any], rate: float) -> list[Found]:
-    """Every method's perplexity over the cells with privacy, and over the others."""
+def results(grid: Mapping[str, Any], rate: float, measure: Measure) -> list[Found]:
+    """Every method's score over the cells with privacy, and over the others."""
     private = {cell["name"]: cell["epsilon"] is not None for cell in grid["cells"]}
-    losses: dict[tuple[str, bool], list[float]] = {}
+    merits: dict[tuple[str, bool], list[float]] = {}
     for score in grid["scores"]:
         key = (score["method"], private[score["cell"]])
-        losses.setdefault(key, []).append(math.log(score["perplexity"]))
+        merits.setdefault(key, []).append(measure.merit(score[measure.key]))
     return [
-        Found(method, with_privacy, rate, math.exp(statistics.fmean(values)))
-        for (method, with_privacy), values in losses.items()
+        Found(method, with_privacy, rate, measure.value(statistics.fmean(values)))
+        for (method, with_privacy), values in merits.items()
     ]
 
 
-def best(found: Sequence[Found]) -> list[Found]:
-    """The rate with the smallest perplexity of every method and kind."""
+def best(found: Sequence[Found], measure: Measure) -> list[Found]:
+    """The rate with the best score of every method and kind."""
     keys = dict.fromkeys((one.method, one.private) for one in found)
     return [
-        min(
+        max(
             (one for one in found if (one.method, one.private) == key),
-            key=lambda one: one.perplexity,
+            key=lambda one: measure.merit(one.score),
         )
         for key in keys
     ]
@@ -105,7 +111,7 @@ def best(found: Sequence[Found]) -> list[Found]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", type=Path, default=HERE / "study_full.toml")
+    parser.add_argument("study", type=Path, help="a study with a [compare] table")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
