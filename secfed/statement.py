@@ -36,6 +36,8 @@ from secfed.canonical import digest
 from secfed.entries import InterruptedEntry, JsonObject, PlanEntry, RoundEntry
 from secfed.privacy import accounting
 from secfed.privacy.plan import PrivacyPlan
+from secfed.strategies import get_strategy
+from secfed.strategies.base import Strategy
 
 __all__ = [
     "NOT_PRIVATE",
@@ -131,7 +133,7 @@ def build_statement(
             "second": "Renyi differential privacy",
             "library": f"dp-accounting {version('dp-accounting')}",
         },
-        "trust": _trust_section(plan),
+        "trust": _trust_section(plan, get_strategy(study["training"]["method"])),
         "composition": _composition_section(plan, context),
         "unprotected": list(_UNPROTECTED),
         "hazards": _hazards(seed),
@@ -337,7 +339,7 @@ def _guarantee_section(
     }
 
 
-def _trust_section(plan: PlanEntry) -> list[JsonObject]:
+def _trust_section(plan: PlanEntry, rule: Strategy) -> list[JsonObject]:
     server = (
         "may lie, drop, replay and equivocate"
         if plan.mode == "malicious"
@@ -349,22 +351,21 @@ def _trust_section(plan: PlanEntry) -> list[JsonObject]:
     return [
         {
             "party": "site",
-            "sees": "its own records; every round's adapter; who takes part",
+            "sees": "its own records; every round's adapter; who takes part"
+            + ("; a model of its own, parts of which never leave" * rule.personal),
             "does_not_see": "other sites' records or single updates",
         },
         {
             "party": "coordinator",
             "assumed": f"{server}, with up to {plan.max_colluders} colluding sites",
-            "sees": "masked vectors, the sum over the surviving sites of a round, "
-            "every adapter, who takes part and when",
-            "does_not_see": f"a single site's update, {noise}, while "
-            f"{plan.threshold} sites survive a round",
+            **_coordinator(plan, rule, noise),
         },
         {
             "party": "recipient of the release",
             "sees": "the adapters, this statement, the ledger, the metrics on the "
             "public hold-out",
-            "does_not_see": "sums or updates of single rounds before the strategy",
+            "does_not_see": "sums or updates of single rounds before the strategy"
+            + ("; what stays at the sites" * rule.personal),
         },
         {
             "party": "whoever recorded all messages and has a quantum computer later",
@@ -382,6 +383,22 @@ def _trust_section(plan: PlanEntry) -> list[JsonObject]:
             "does_not_see": "nothing is hidden from this party",
         },
     ]
+
+
+def _coordinator(plan: PlanEntry, rule: Strategy, noise: str) -> JsonObject:
+    """What the coordinator sees under a rule; ``noise`` says what hides an update."""
+    if rule.needs == "nothing":
+        return {
+            "sees": "who takes part and when; no number that was trained",
+            "does_not_see": "anything that a site trained",
+        }
+    what = "updates" if rule.linear else f"what {rule.name} makes of noised factors"
+    return {
+        "sees": f"masked vectors, the sum over the surviving sites of a round of "
+        f"{what}, every adapter, who takes part and when",
+        "does_not_see": f"a single site's update, {noise}, while "
+        f"{plan.threshold} sites survive a round",
+    }
 
 
 def _composition_section(plan: PlanEntry, context: StatementContext) -> JsonObject:

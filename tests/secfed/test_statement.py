@@ -174,6 +174,36 @@ def test_every_section_is_there_and_canonical() -> None:
     assert "record" in statement["guarantee"]["whose"]
 
 
+def trust_under(method: str) -> dict[str, dict[str, str]]:
+    study = evidence.make_study().canonical()
+    study["training"]["method"] = method
+    rounds, plan = evidence.round_entries(), evidence.plan_entry()
+    said = build_statement(study, plan, rounds, NOTHING)
+    return {entry["party"]: entry for entry in said["trust"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "seen"),
+    [
+        ("fedavg", "of updates, every adapter"),
+        ("flexlora", "what flexlora makes of noised factors"),
+        ("local", "no number that was trained"),
+    ],
+)
+def test_trust_says_what_the_rule_shows_the_coordinator(method, seen) -> None:
+    coordinator = trust_under(method)["coordinator"]
+    assert seen in coordinator["sees"]
+    assert ("sum" in coordinator["sees"]) == (method != "local")
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedsa-lora", "local"])
+def test_trust_says_what_stays_at_the_sites(method) -> None:
+    trust, personal = trust_under(method), method != "fedavg"
+    assert ("never leave" in trust["site"]["sees"]) == personal
+    release = trust["recipient of the release"]["does_not_see"]
+    assert ("what stays at the sites" in release) == personal
+
+
 def test_round_event_follows_the_plan() -> None:
     plan = evidence.make_plan()
     event = accounting.event_from_json(round_event_json(plan.to_json()))
