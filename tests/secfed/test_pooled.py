@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from evidence import STUDY
 from small import EXAMPLE, UNITS, make_plan, small_policy, study_values
 
 from secfed.errors import PlanError, PolicyError, StudyError
+from secfed.models import TokenFeatures
 from secfed.privacy.asked import plan_for
 from secfed.report.grid_reading import CellRecord
 from secfed.report.html import render_report
@@ -26,7 +28,7 @@ from secfed.runtime.pooled import pooled_plan
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.setup import Prepared
 from secfed.study import Study, load_study_dict
-from secfed.training import pooled_records
+from secfed.training import TokenRecords, pooled_records
 from secfed.verify import verify_run
 
 ROUNDS = 2
@@ -90,6 +92,26 @@ def test_records_are_put_in_one_place_with_units_of_their_own(
     rows = np.arange(5)
     for own, same in zip(found.batch(first + rows), sites[1].batch(rows), strict=True):
         np.testing.assert_array_equal(own.numpy(), same.numpy())
+
+
+def test_tokens_stay_with_their_states() -> None:
+    pooled_blocks = pooled_records([_blocks(0, [3, 1]), _blocks(10, [2])])
+    assert isinstance(pooled_blocks, TokenRecords)
+    states, mask, tokens = pooled_blocks.batch(np.array([2, 0]))
+    np.testing.assert_array_equal(tokens.numpy()[mask.numpy()], [10, 11, 0, 1, 2])
+    np.testing.assert_array_equal(states[..., 0].numpy(), np.where(mask, tokens, 0))
+
+
+def _blocks(first: int, lengths: list[int]) -> TokenRecords:
+    """Blocks whose tokens are numbered, and whose states are their tokens."""
+    tokens = torch.arange(first, first + sum(lengths))
+    features = TokenFeatures(
+        states=tokens[:, None].float(),
+        offsets=np.cumsum([0, *lengths]),
+        tokens=tokens,
+    )
+    rows = np.arange(len(lengths))
+    return TokenRecords(features, np.zeros(len(rows), np.int64), rows, len(rows))
 
 
 # --------------------------------------------------------------------- who may run it
