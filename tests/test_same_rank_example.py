@@ -50,9 +50,10 @@ def test_a_rate_is_given_to_every_method_with_privacy_and_without(
     sweep: ModuleType,
 ) -> None:
     study = load_study(FOLDER / "study_full.toml")
-    own = sweep.at_rate(study, 3e-4, [7])
-    rates = dict.fromkeys(study.compare.methods, 3e-4)
-    assert own.training.learning_rate == own.training.plain_learning_rate == rates
+    own = sweep.at_rate(study, 3e-4, 1e-2, [7])
+    assert own.training.learning_rate == dict.fromkeys(study.compare.methods, 3e-4)
+    plain = dict.fromkeys(study.compare.methods, 1e-2)
+    assert own.training.plain_learning_rate == plain
     assert own.compare.seeds == (7,)
 
 
@@ -68,7 +69,9 @@ def test_the_best_rate_has_the_smallest_perplexity_of_its_kind(
             {"cell": "c", "method": "fedavg", "perplexity": plain * 4},
             {"cell": "b", "method": "fedavg", "perplexity": private},
         ]
-        found += sweep.results({"cells": cells, "scores": scores}, rate, PERPLEXITY)
+        found += sweep.results(
+            {"cells": cells, "scores": scores}, rate, rate, PERPLEXITY
+        )
     first, second = sweep.best(found, PERPLEXITY)
     assert (first.private, first.rate) == (False, 1e-2)
     assert first.score == pytest.approx(36.0)  # the geometric mean

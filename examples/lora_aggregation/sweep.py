@@ -49,8 +49,8 @@ def main() -> None:
     policy = load_policy(options.study.parent / "site.toml")
     measure = PERPLEXITY if study.is_causal_lm else ACCURACY
     found: list[Found] = []
-    for rate in options.rates:
-        own = at_rate(study, rate, options.seeds)
+    for rate, plain in rates_of(options):
+        own = at_rate(study, rate, plain, options.seeds)
         grid = run_grid(
             own,
             options.study.resolve().parent,
@@ -61,7 +61,7 @@ def main() -> None:
             NoEvents(),
             Limits(jobs=options.jobs),
         )
-        found += results(grid, rate, measure)
+        found += results(grid, rate, plain, measure)
         print(f"rate {rate:g}: done in {grid['seconds']:.0f} s", file=sys.stderr)  # noqa: T201
     chosen = best(found, measure)
     rows = [vars(one) for one in found]
@@ -72,19 +72,33 @@ def main() -> None:
         print(f"{one.method:12} {kind:16} rate {one.rate:g}, score {one.score:.4g}")  # noqa: T201
 
 
-def at_rate(study: Study, rate: float, seeds: Sequence[int]) -> Study:
-    """The study with one rate for all methods, with privacy and without."""
+def rates_of(options: argparse.Namespace) -> list[tuple[float, float]]:
+    """Pairs of rates that are tried in one grid: with privacy and without."""
+    plain = options.plain_rates or options.rates
+    if len(plain) != len(options.rates):
+        raise SystemExit("--plain-rates: as many as --rates")
+    return list(zip(options.rates, plain, strict=True))
+
+
+def at_rate(study: Study, rate: float, plain: float, seeds: Sequence[int]) -> Study:
+    """The study with one rate for all methods with privacy, and one for those without.
+
+    The head alone keeps its own.
+    """
     values = study.canonical()
     if study.compare is None:
         raise SystemExit("the study has no [compare] table")
-    rates = dict.fromkeys(study.compare.methods, rate)
-    values["training"]["learning_rate"] = rates
-    values["training"]["plain_learning_rate"] = rates
+    methods = study.compare.methods
+    values["training"]["learning_rate"] |= dict.fromkeys(methods, rate)
+    values["training"]["plain_learning_rate"] = dict.fromkeys(methods, plain)
+    values["compare"]["baselines"] = []
     values["compare"]["seeds"] = list(seeds)
     return load_study_dict(values, f"study {study.name} at rate {rate:g}")
 
 
-def results(grid: Mapping[str, Any], rate: float, measure: Measure) -> list[Found]:
+def results(
+    grid: Mapping[str, Any], rate: float, plain: float, measure: Measure
+) -> list[Found]:
     """Every method's score over the cells with privacy, and over the others."""
     private = {cell["name"]: cell["epsilon"] is not None for cell in grid["cells"]}
     merits: dict[tuple[str, bool], list[float]] = {}
@@ -92,7 +106,12 @@ def results(grid: Mapping[str, Any], rate: float, measure: Measure) -> list[Foun
         key = (score["method"], private[score["cell"]])
         merits.setdefault(key, []).append(measure.merit(score[measure.key]))
     return [
-        Found(method, with_privacy, rate, measure.value(statistics.fmean(values)))
+        Found(
+            method,
+            with_privacy,
+            rate if with_privacy else plain,
+            measure.value(statistics.fmean(values)),
+        )
         for (method, with_privacy), values in merits.items()
     ]
 
@@ -114,6 +133,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("study", type=Path, help="a study with a [compare] table")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument(
+        "--plain-rates", type=float, nargs="+", help="without privacy; default: --rates"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=1)
     return parser.parse_args()
