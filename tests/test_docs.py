@@ -33,6 +33,7 @@ DOCUMENTS = (
     "docs/decisions/0004-site-as-unit.md",
     "docs/decisions/0005-rules-and-payloads.md",
     "docs/decisions/0006-means-of-products.md",
+    "docs/decisions/0007-texts.md",
     "examples/compare_rules/README.md",
     "examples/lora_aggregation/README.md",
     "examples/lora_aggregation/same_rank/README.md",
