@@ -125,11 +125,18 @@ def verdict(title: str, results: Results) -> list[str]:
     private = {key: own for key, own in found.items() if math.isfinite(key[1])}
     if not private or any(own.half is None for own in private.values()):
         return [*lines, "One seed shows no difference to be relied on."]
-    best = [method for (method, _), own in private.items() if own.sign > 0]
-    if best:
-        names = " or ".join(dict.fromkeys(best))
-        return [*lines, f"Here adapters are worth their noise: use {names}."]
-    return [*lines, "Here use the head alone: no adapter is shown to be better."]
+    advice = ", ".join(
+        f"at epsilon {epsilon:g} {_best(epsilon, private)}"
+        for epsilon in dict.fromkeys(epsilon for _, epsilon in private)
+    )
+    return [*lines, f"{advice[0].upper()}{advice[1:]}."]
+
+
+def _best(epsilon: float, found: Mapping[tuple[str, float], Interval]) -> str:
+    better = [m for (m, e), own in found.items() if e == epsilon and own.sign > 0]
+    if not better:
+        return "use the head alone: no adapter is shown to be better"
+    return f"use {' or '.join(better)}"
 
 
 def _sentence(title: str, epsilon: float, found: Mapping[str, Interval]) -> str:

@@ -154,16 +154,20 @@ def test_verdict_says_who_wins_and_what_is_not_known():
     assert "fedavg loses to the head by 10.0 points (± 0.0)" in clear[0]
     assert "ffa-lora is not shown to differ from the head (+0.0" in clear[0]
     assert "fedavg beats the head by 5.0 points" in clear[1]
-    assert clear[-1] == "Here adapters are worth their noise: use fedavg."
+    assert clear[-1] == (
+        "At epsilon 2 use the head alone: no adapter is shown to be better, "
+        "at epsilon 8 use fedavg."
+    )
 
 
 def test_verdict_without_a_winner_or_with_one_seed():
     same = verdict("T", results(head_only_8=(0.7, 0.8), fedavg_8=(0.8, 0.7)))
-    assert same[-1] == "Here use the head alone: no adapter is shown to be better."
+    alone = "At epsilon 8 use the head alone: no adapter is shown to be better."
+    assert same[-1] == alone
     # Winning without privacy only is no reason to use private adapters.
     plain = results(head_only_inf=(0.7, 0.7), fedavg_inf=(0.8, 0.8))
     lost = results(head_only_8=(0.7, 0.7), fedavg_8=(0.6, 0.6))
-    assert verdict("T", plain | lost)[-1].startswith("Here use the head alone")
+    assert verdict("T", plain | lost)[-1] == alone
     single = verdict("T", results(head_only_8=(0.7,), fedavg_8=(0.8,)))
     assert "10.0 points above the head in one seed" in single[0]
     assert single[-1] == "One seed shows no difference to be relied on."
