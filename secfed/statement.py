@@ -105,6 +105,7 @@ def build_statement(
     Raises:
         PlanError: The ledger holds an event that the accountant does not know.
         KeyError: The study or a plan lacks a field.
+        StudyError: The study's method is unknown.
     """
     privacy = study["privacy"]
     seed = study.get("simulation", {}).get("seed")
