@@ -81,12 +81,16 @@ class Adapter:
 class LabelledTexts:
     """Texts with class numbers; ``labels`` is int64 of shape (len(texts),).
 
-    ``tokens`` are the ids of texts that are blocks of tokens; else empty.
+    ``pairs`` are the second texts, where there are any. ``tokens`` are the ids of
+    texts that are blocks of tokens; else empty. ``prompt_tokens`` says how many of
+    them ask, where the others answer.
     """
 
     texts: tuple[str, ...]
     labels: NDArray[np.int64]
     tokens: tuple[tuple[int, ...], ...] = ()
+    pairs: tuple[str, ...] = ()
+    prompt_tokens: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"LabelledTexts(<{len(self.texts)} records>)"

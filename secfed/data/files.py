@@ -15,29 +15,35 @@ import os
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secfed.data.records import RecordTable
+from secfed.data.tsv import read_tsv
 from secfed.errors import DataError
 from secfed.study.reading import nearest
 from secfed.study.sections import HUB_PREFIX, DataSection
+from secfed.study.task import PromptTemplate
 
 __all__ = ["load_external"]
 
 _SHOWN_ROWS = 5
 _GZIP = ".gz"
+_PROMPT = "prompt "
 
 
-def load_external(section: DataSection, base_dir: Path) -> RecordTable:
+def load_external(
+    section: DataSection, base_dir: Path, prompt: PromptTemplate | None = None
+) -> RecordTable:
     """Read the columns that the study names and check every value.
 
     Args:
         section: The study's data section; not a built-in source.
         base_dir: Folder that a relative file name starts from.
+        prompt: Whose columns make the text, where there is no column of texts.
 
     Raises:
         DataError: The file is missing, not UTF-8 or malformed; a column is
@@ -46,18 +52,26 @@ def load_external(section: DataSection, base_dir: Path) -> RecordTable:
     """
     names = {
         "text": section.text_column,
+        "text_pair": section.text_pair_column,
         "label": section.label_column,
         "unit": section.unit_column,
         "group": section.group_column,
         "site": section.site_column,
     }
     wanted = {role: name for role, name in names.items() if name is not None}
+    wanted |= {_PROMPT + name: name for name in (prompt.columns if prompt else ())}
     if section.source.startswith(HUB_PREFIX):
         where, columns = section.source, _read_hub(section.source, wanted)
     else:
         path = base_dir / section.source
-        where, columns = str(path), _read_file(path, wanted)
-    texts = _filled(where, wanted["text"], columns["text"])
+        where, columns = str(path), _read_file(path, wanted, section)
+    read = {
+        role: _filled(where, name, columns[role])
+        for role, name in wanted.items()
+        if _is_text(role)
+    }
+    texts = _prompts(prompt, read) if prompt else read["text"]
+    pairs = read.get("text_pair", ())
     if not texts:
         raise DataError(f"{where}: no records")
     sites, known = columns.get("site", ()), section.labels or ()
@@ -79,21 +93,51 @@ def load_external(section: DataSection, base_dir: Path) -> RecordTable:
         label_names=known,
         # Without a group column a person is held out as a whole, and equal texts
         # never stand on both sides.
-        groups=groups or units or tuple(" ".join(t.lower().split()) for t in texts),
+        groups=groups or units or _as_groups(texts, pairs),
         units=units,
         sites=tuple(str(site) for site in sites),
+        pairs=pairs,
     )
+
+
+def _prompts(
+    prompt: PromptTemplate, read: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """The prompt of every record."""
+    columns = [read[_PROMPT + name] for name in prompt.columns]
+    rows = zip(*columns, strict=True)
+    return tuple(
+        prompt.filled(dict(zip(prompt.columns, row, strict=True))) for row in rows
+    )
+
+
+def _as_groups(texts: Sequence[str], pairs: Sequence[str]) -> tuple[str, ...]:
+    """Equal texts, or equal pairs of texts, under one name."""
+    folded = tuple(" ".join(text.lower().split()) for text in texts)
+    if not pairs:
+        return folded
+    others = (" ".join(text.lower().split()) for text in pairs)
+    return tuple(f"{one}\0{two}" for one, two in zip(folded, others, strict=True))
+
+
+def _is_text(role: str) -> bool:
+    """Whether a column is read by the model."""
+    return role in {"text", "text_pair"} or role.startswith(_PROMPT)
 
 
 _Columns = dict[str, Sequence[object]]
 
 
-def _read_file(path: Path, wanted: dict[str, str]) -> _Columns:
+def _read_file(path: Path, wanted: dict[str, str], section: DataSection) -> _Columns:
     # 1. What the file system says.
     if not path.is_file():
         raise DataError(f"{path}: no such file (data.source)")
     compressed = path.suffix == _GZIP
     suffix = path.with_suffix("").suffix if compressed else path.suffix
+    if section.is_tsv:
+        table = read_tsv(path, _utf8(path), section.columns)
+        _require_columns(str(path), list(table), wanted)
+        return {role: table[name] for role, name in wanted.items()}
     # 2. What can be said with a line number, before a reader guesses.
     features: dict[str, str] | None = None
     if suffix != ".parquet":
@@ -120,9 +164,9 @@ def _read_file(path: Path, wanted: dict[str, str]) -> _Columns:
             ),
         }
         try:
-            table = readers[suffix]()
-            _require_columns(str(path), table.column_names, wanted)
-            return _columns(str(path), table, wanted)
+            found = readers[suffix]()
+            _require_columns(str(path), found.column_names, wanted)
+            return _columns(str(path), found, wanted)
         except DataError:
             raise
         except Exception:  # noqa: BLE001
@@ -152,7 +196,7 @@ def _columns(where: str, table: Any, wanted: dict[str, str]) -> _Columns:
     columns: _Columns = {}
     for role, name in wanted.items():
         values = list(table[name])
-        accepted = (str,) if role == "text" else (str, int)
+        accepted = (str,) if role in {"text", "text_pair"} else (str, int)
         _refuse_rows(
             where,
             f"column {name!r} must hold text",
@@ -257,9 +301,14 @@ def _require_columns(where: str, present: list[str], wanted: dict[str, str]) -> 
     for role, name in wanted.items():
         if name not in present:
             raise DataError(
-                f"{where}: no column {name!r} (data.{role}_column); "
+                f"{where}: no column {name!r} ({_key(role)}); "
                 f"{nearest(name, present)}"
             )
+
+
+def _key(role: str) -> str:
+    """Where the study names a column."""
+    return "task.prompt" if role.startswith(_PROMPT) else f"data.{role}_column"
 
 
 def _filled(where: str, column: str, values: Sequence[object]) -> tuple[str, ...]:

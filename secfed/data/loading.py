@@ -13,6 +13,7 @@ from secfed.data.blocks import documents_to_blocks
 from secfed.data.files import load_external
 from secfed.data.icd10cm import load_icd10cm
 from secfed.data.partition import assign_sites, at_most, cap_units, split_holdout
+from secfed.data.prompts import records_to_prompts
 from secfed.data.records import RecordTable
 from secfed.errors import DataError
 from secfed.study import MIN_UNITS, Study
@@ -58,10 +59,7 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
     """
     section, privacy = study.data, study.privacy
     # 1. All records, checked.
-    table = load_icd10cm() if section.is_builtin else load_external(section, base_dir)
-    table = table.numbered()
-    if study.is_causal_lm:
-        table = documents_to_blocks(table, study, base_dir)
+    table = _all_records(study, base_dir)
     # 2. The public test set first, so that it does not depend on max_records.
     training, holdout = split_holdout(table, section.holdout.fraction, section.seed)
     holdout = at_most(
@@ -89,14 +87,33 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
     )
 
 
+def _all_records(study: Study, base_dir: Path) -> RecordTable:
+    """The source's rows, cut or asked as the task says."""
+    if study.data.is_builtin:
+        return _as_tokens(load_icd10cm().numbered(), study, base_dir)
+    prompt = study.task.template if study.task else None
+    table = load_external(study.data, base_dir, prompt).numbered()
+    return _as_tokens(table, study, base_dir)
+
+
+def _as_tokens(table: RecordTable, study: Study, base_dir: Path) -> RecordTable:
+    """What a language model reads; a classifier reads the texts themselves."""
+    if study.is_prompted:
+        return records_to_prompts(table, study, base_dir)
+    if study.is_causal_lm:
+        return documents_to_blocks(table, study, base_dir)
+    return table
+
+
 def fingerprint(data: SiteData) -> str:
     """SHA-256 of a site's records, classes and units; private, as they are.
 
     A budget lists it as one version of its population. Adding a row gives
     another version of the same population.
     """
-    texts, labels = data.records.texts, data.records.labels.tolist()
-    return digest([list(texts), labels, data.units.tolist()])
+    records = data.records
+    parts = [list(records.texts), records.labels.tolist(), data.units.tolist()]
+    return digest([*parts, list(records.pairs)] if records.pairs else parts)
 
 
 def _site_data(site: str, table: RecordTable) -> SiteData:

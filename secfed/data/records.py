@@ -31,6 +31,8 @@ class RecordTable:
         rows: Where each record stands in the source, counted from 1; None where
             nobody numbered them.
         tokens: Of each text, where the records are blocks of tokens; else empty.
+        pairs: The second text of each record; empty where there is none.
+        prompt_tokens: How many of ``tokens`` ask, where the others answer.
     """
 
     texts: tuple[str, ...]
@@ -41,6 +43,8 @@ class RecordTable:
     sites: tuple[str, ...] = ()
     rows: NDArray[np.int64] | None = None
     tokens: tuple[tuple[int, ...], ...] = ()
+    pairs: tuple[str, ...] = ()
+    prompt_tokens: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -59,6 +63,8 @@ class RecordTable:
             sites=_at(self.sites, rows),
             rows=None if self.rows is None else self.rows[rows],
             tokens=_at(self.tokens, rows),
+            pairs=_at(self.pairs, rows),
+            prompt_tokens=_at(self.prompt_tokens, rows),
         )
 
     def numbered(self) -> RecordTable:
@@ -78,16 +84,29 @@ class RecordTable:
         seen: dict[tuple[str, str, int], int] = {}
         keys = []
         owners = self.units or self.groups
-        columns = zip(owners, self.texts, self.labels.tolist(), strict=True)
+        columns = zip(owners, self.contents(), self.labels.tolist(), strict=True)
         for owner, text, label in columns:
             content = (owner, text, label)
             rank = seen[content] = seen.get(content, -1) + 1
             keys.append(f"{owner}\0{text}\0{label}\0{rank}")
         return tuple(keys)
 
+    def contents(self) -> tuple[str, ...]:
+        """What each record says: its text, and the second one."""
+        if not self.pairs:
+            return self.texts
+        both = zip(self.texts, self.pairs, strict=True)
+        return tuple(f"{text}\0{pair}" for text, pair in both)
+
     def labelled(self) -> LabelledTexts:
-        """Texts, tokens and labels only."""
-        return LabelledTexts(texts=self.texts, labels=self.labels, tokens=self.tokens)
+        """What the model reads, and labels."""
+        return LabelledTexts(
+            texts=self.texts,
+            labels=self.labels,
+            tokens=self.tokens,
+            pairs=self.pairs,
+            prompt_tokens=self.prompt_tokens,
+        )
 
 
 def stable_uniforms(

@@ -21,18 +21,22 @@ from secfed.study.sections import (
     SecaggSection,
     SimulationSection,
     StudySection,
-    TaskSection,
     TrainingSection,
 )
+from secfed.study.task import TaskSection
+from secfed.study.task_rules import check_task
 
 __all__ = ["Study", "load_study", "load_study_dict"]
 
-_HEAD_ONLY = "head-only"
+_DEFAULT_SCORE = ("score", "accuracy")
 
 
 def _default_as_missing(value: object) -> object:
     # What a study that says nothing means, and equal studies have equal digests.
-    return None if value == {"kind": "classification"} else value
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: own for key, own in value.items() if (key, own) != _DEFAULT_SCORE}
+    return None if kept == {"kind": "classification"} else kept
 
 
 class Study(Table):
@@ -62,15 +66,24 @@ class Study(Table):
 
     @property
     def is_causal_lm(self) -> bool:
-        """Whether it trains next-token prediction, and no classifier."""
-        return self.task is not None and self.task.kind == "causal-lm"
+        """Whether it trains a causal language model, and no classifier."""
+        return self.task is not None and self.task.kind != "classification"
+
+    @property
+    def is_prompted(self) -> bool:
+        """Whether that model learns to answer a prompt, and nothing else."""
+        return self.task is not None and self.task.kind == "prompted-lm"
+
+    @property
+    def score(self) -> str:
+        """The score that decides, as ``[task]`` names it; of texts perplexity."""
+        if self.is_causal_lm and not self.is_prompted:
+            return "perplexity"
+        return (self.task and self.task.score) or "accuracy"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.is_causal_lm:
-            self._check_causal_lm()
-        else:
-            self._check_classification()
+        check_task(self)
         self._check_cohort()
         self._check_units()
         self._check_nominal_units()
@@ -109,51 +122,6 @@ class Study(Table):
         if self.compare.ranks is not None and self.adapter.ranks is not None:
             raise ContradictionError(
                 "compare.ranks", "the sites have ranks of their own (adapter.ranks)"
-            )
-
-    def _check_classification(self) -> None:
-        """Classes are declared, and the classifier has a step size."""
-        required: dict[str, object] = {
-            "training.head_learning_rate": self.training.head_learning_rate
-        }
-        if not self.data.is_builtin:
-            required["data.label_column"] = self.data.label_column
-            required["data.labels"] = self.data.labels
-        for key, value in required.items():
-            if value is None:
-                raise ContradictionError(
-                    key, "required where [task] kind is 'classification', the default"
-                )
-
-    def _check_causal_lm(self) -> None:
-        """Nothing speaks of a classifier, and labels are there where sites need them.
-
-        A label is then a category of texts, for the partition and the scores.
-        """
-        compare = self.compare
-        methods = compare.methods if compare else ()
-        baselines = compare.baselines if compare else ()
-        asked = {
-            "training.head_learning_rate": self.training.head_learning_rate,
-            "training.class_weights": self.training.class_weights,
-            "adapter.head_init": self.adapter.head_init != "zero" or None,
-            "training.method": self.training.method == _HEAD_ONLY or None,
-            "compare.methods": _HEAD_ONLY in methods or None,
-            "compare.baselines": _HEAD_ONLY in baselines or None,
-        }
-        for key, value in asked.items():
-            if value is not None:
-                raise ContradictionError(
-                    key,
-                    "[task] kind = 'causal-lm' has no classification head"
-                    + ('; write ["non-private"] or []' if "baselines" in key else ""),
-                )
-        kind = self.data.partition.kind
-        unlabelled = not self.data.is_builtin and self.data.label_column is None
-        if kind in {"home", "dirichlet"} and unlabelled:
-            raise ContradictionError(
-                "data.label_column",
-                f"required: partition.kind = {kind!r} divides by it",
             )
 
     def _check_cohort(self) -> None:

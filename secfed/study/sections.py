@@ -37,7 +37,6 @@ __all__ = [
     "SecaggSection",
     "SimulationSection",
     "StudySection",
-    "TaskSection",
     "TrainingSection",
     "check_method",
 ]
@@ -73,7 +72,15 @@ REFUSED_METHODS: Final[Mapping[str, str]] = {
 """Methods that exist but cannot run under secure aggregation, and why."""
 
 BUILTIN_SOURCES: Final = ("builtin:icd10cm",)
-FILE_SUFFIXES: Final = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+TSV_SUFFIXES: Final = (".tsv", ".tsv.gz")
+FILE_SUFFIXES: Final = (
+    ".csv",
+    ".csv.gz",
+    *TSV_SUFFIXES,
+    ".jsonl",
+    ".jsonl.gz",
+    ".parquet",
+)
 HUB_PREFIX: Final = "hub:"
 
 MIN_LABELS: Final = 2
@@ -155,12 +162,6 @@ class StudySection(Table):
     title: Text
 
 
-class TaskSection(Table):
-    """``[task]``: what the model learns to do; without it, to classify texts."""
-
-    kind: Literal["classification", "causal-lm"]
-
-
 class PartitionSection(Table):
     """``[data.partition]``: which site holds which records."""
 
@@ -214,7 +215,13 @@ class DataSection(Table):
     """``[data]``: where records come from and what their columns mean."""
 
     source: Text
+    # Tab-separated lines, whatever the file is called; quotes are ordinary text.
+    format: Literal["tsv"] | None = None
+    # Names for the columns of such a file that has no header.
+    columns: Texts | None = None
     text_column: Text | None = None
+    # A second text; both are read together, as two segments.
+    text_pair_column: Text | None = None
     label_column: Text | None = None
     unit_column: Text | None = None
     group_column: Text | None = None
@@ -229,6 +236,11 @@ class DataSection(Table):
     def is_builtin(self) -> bool:
         """Whether the text comes with an installed package and is public."""
         return self.source.startswith("builtin:")
+
+    @property
+    def is_tsv(self) -> bool:
+        """Whether the source is read as tab-separated lines."""
+        return self.format == "tsv" or self.source.endswith(TSV_SUFFIXES)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -252,24 +264,33 @@ class DataSection(Table):
                 "partition.kind",
                 "built-in text has no sites; use home, dirichlet, iid or size",
             )
-        for key in ("text_column", "label_column", "unit_column", "group_column"):
+        for key in (
+            "format",
+            "columns",
+            "text_column",
+            "text_pair_column",
+            "label_column",
+            "unit_column",
+            "group_column",
+        ):
             if getattr(self, key) is not None:
                 raise ContradictionError(key, "built-in text knows its own columns")
         if self.labels is not None:
             raise ContradictionError("labels", "built-in text knows its own labels")
 
     def _check_external(self) -> None:
-        is_file = self.source.endswith(FILE_SUFFIXES)
+        is_file = self.source.endswith(FILE_SUFFIXES) or self.format is not None
         if not is_file and not self.source.startswith(HUB_PREFIX):
             raise ContradictionError(
                 "source",
                 f"name a file ({', '.join(FILE_SUFFIXES)}), "
                 f"{HUB_PREFIX}owner/name or {BUILTIN_SOURCES[0]}",
             )
-        if self.text_column is None:
-            raise ContradictionError(
-                "text_column", "required unless the text is built in"
-            )
+        if self.format is not None and self.source.startswith(HUB_PREFIX):
+            raise ContradictionError("format", "belongs to files only")
+        if self.columns is not None and not self.is_tsv:
+            raise ContradictionError("columns", "belongs to files with format = 'tsv'")
+        _require_unique("columns", self.columns or ())
         for key, other in (("label_column", "labels"), ("labels", "label_column")):
             # Labels found in the records would themselves be released.
             if getattr(self, key) is None and getattr(self, other) is not None:
