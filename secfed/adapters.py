@@ -195,11 +195,22 @@ class CausalModel(AdaptedModel):
         self._decoder = decoder_of(inner.config)
         self.norm, self.vocabulary = self._decoder.top(inner)
 
-    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Token logits (n, tokens, vocabulary), float32."""
+    def forward(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        places: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token logits (n, tokens, vocabulary), float32.
+
+        ``places`` (n, k), int64, asks for those of k places in every row only: the
+        layer of the vocabulary is most of the work where few layers are adapted.
+        """
         inner = self.network.get_base_model()
         with self.precision(states.device):
             top = self._decoder.run(inner, self.upper, states, mask)
+            if places is not None:
+                top = torch.take_along_dim(top, places[:, :, None], dim=1)
             logits: torch.Tensor = self.vocabulary(self.norm(top))
         return logits.float()
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from secfed.policy import load_policy
-from secfed.report.measures import ACCURACY, PERPLEXITY, Measure
+from secfed.report.measures import Measure, measure_of
 from secfed.runtime.cells import Limits, NoEvents
 from secfed.runtime.grid import run_grid
 from secfed.study import Study, load_study, load_study_dict
@@ -47,7 +47,7 @@ def main() -> None:
     options = _options()
     study = load_study(options.study)
     policy = load_policy(options.study.parent / "site.toml")
-    measure = PERPLEXITY if study.is_causal_lm else ACCURACY
+    measure = measure_of(study.canonical().get("task"))
     found: list[Found] = []
     for rate, plain in rates_of(options):
         own = at_rate(study, rate, plain, options.seeds)

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from secfed.report.measures import ACCURACY, PERPLEXITY
+from secfed.report.measures import ACCURACY, F1, MATTHEWS, PERPLEXITY
 from secfed.report.tables import round_up
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def round_line(arm: str, rounds: int, metrics: Mapping[str, Any]) -> str:
     if metrics.get("status", "completed") != "completed":
         return f"{parts[0]}: interrupted; it counts as spent"
     epsilon = metrics.get("epsilon")
-    for measure in (ACCURACY, PERPLEXITY):
+    for measure in (ACCURACY, F1, MATTHEWS, PERPLEXITY):
         score = metrics.get(measure.key)
         if score is not None:
-            parts.append(f"{measure.key} {measure.shown(score)}")
+            parts.append(f"{measure.name} {measure.shown(score)}")
     if epsilon:
         parts.append(f"epsilon {round_up(max(epsilon.values()))}")
     for kind in ("dropouts", "silent"):

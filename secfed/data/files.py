@@ -301,8 +301,7 @@ def _require_columns(where: str, present: list[str], wanted: dict[str, str]) -> 
     for role, name in wanted.items():
         if name not in present:
             raise DataError(
-                f"{where}: no column {name!r} ({_key(role)}); "
-                f"{nearest(name, present)}"
+                f"{where}: no column {name!r} ({_key(role)}); {nearest(name, present)}"
             )
 
 

@@ -12,23 +12,33 @@ the one-time way from other formats.
 
 from secfed.model_files import find_model
 from secfed.models.base import (
+    AnswerFeatures,
     Architecture,
     BaseModel,
     Features,
     TokenFeatures,
+    answer_places,
     compute_dtype,
     padded_batches,
 )
-from secfed.models.decoder import decoder_of, encode_blocks, load_causal_model
+from secfed.models.decoder import (
+    decoder_of,
+    encode_answers,
+    encode_blocks,
+    load_causal_model,
+)
 from secfed.models.encoder import encode_prefix, load_base_model, run_layers
 
 __all__ = [
+    "AnswerFeatures",
     "Architecture",
     "BaseModel",
     "Features",
     "TokenFeatures",
+    "answer_places",
     "compute_dtype",
     "decoder_of",
+    "encode_answers",
     "encode_blocks",
     "encode_prefix",
     "find_model",

@@ -19,10 +19,12 @@ from secfed.model_files import WEIGHTS, find_model
 from secfed.study.sections import ModelSection
 
 __all__ = [
+    "AnswerFeatures",
     "Architecture",
     "BaseModel",
     "Features",
     "TokenFeatures",
+    "answer_places",
     "compute_dtype",
     "compute_states",
     "module_list",
@@ -51,8 +53,17 @@ class Architecture(Protocol):
         """The transformer layers, lowest first."""
         ...
 
-    def embed(self, network: nn.Module, tokens: torch.Tensor, /) -> torch.Tensor:
-        """States (n, tokens, hidden) below the first layer."""
+    def embed(
+        self,
+        network: nn.Module,
+        tokens: torch.Tensor,
+        segments: torch.Tensor | None = None,
+        /,
+    ) -> torch.Tensor:
+        """States (n, tokens, hidden) below the first layer.
+
+        ``segments`` are the numbers of the tokens' segments, where a model has them.
+        """
         ...
 
     def run(
@@ -150,6 +161,54 @@ class TokenFeatures(Features):
         )
 
 
+@dataclass(frozen=True, repr=False)
+class AnswerFeatures(TokenFeatures):
+    """The states of prompts with answers, of which only the answers are predicted.
+
+    ``asked`` is True where a token belongs to the answer, bool, flat as ``states``.
+    An answer is the end of its text.
+    """
+
+    asked: torch.Tensor
+    _flat: ClassVar[tuple[str, ...]] = ("states", "tokens", "asked")
+
+    def targets(self, rows: NDArray[np.int64], padding: int) -> torch.Tensor:
+        """Token ids (n, longest) of answers; ``padding`` in prompts and behind."""
+        tokens = super().targets(rows, padding)
+        asked = nn.utils.rnn.pad_sequence(
+            [self.asked[self.offsets[i] : self.offsets[i + 1]] for i in rows],
+            batch_first=True,
+        )
+        return torch.where(asked, tokens, torch.full_like(tokens, padding))
+
+    def prompt(self, row: int) -> torch.Tensor:
+        """The token ids of a record's prompt, int64."""
+        own = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+        return self.tokens[own][~self.asked[own]]
+
+
+def answer_places(
+    targets: torch.Tensor, longest: int, nothing: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where answers are predicted, and what is right there.
+
+    The logits at place t predict the target at t + 1.
+
+    Args:
+        targets: (n, tokens), token ids; ``nothing`` where nothing is asked.
+        longest: At least the tokens of the longest answer.
+        nothing: Padding, in ``targets`` and in what is returned.
+
+    Returns:
+        Places and token ids, int64 (n, longest) or fewer columns where there are fewer
+        tokens; a row's answer comes first and in order.
+    """
+    wanted = nn.functional.pad(targets[:, 1:], (0, 1), value=nothing)
+    order = (wanted == nothing).to(torch.int8).argsort(dim=1, stable=True)
+    places = order[:, :longest]
+    return places, wanted.gather(1, places)
+
+
 def module_list(layers: object, known: str) -> nn.ModuleList:
     """The layers, unless the network has no list of them."""
     if not isinstance(layers, nn.ModuleList):
@@ -207,8 +266,12 @@ def compute_states(
     ids: Sequence[Sequence[int]],
     first_layer: int,
     progress: Callable[[int, int], None],
+    segments: Sequence[Sequence[int]] | None = None,
 ) -> Features:
-    """Run token ids through everything below ``first_layer``, once."""
+    """Run token ids through everything below ``first_layer``, once.
+
+    ``segments`` are the numbers of every token's segment, for texts of two.
+    """
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     hidden = base.network.config.hidden_size  # type: ignore[union-attr]
@@ -217,9 +280,8 @@ def compute_states(
     done = 0
     with torch.inference_mode():
         for rows in padded_batches(lengths, np.arange(len(ids)), _PREFIX_BATCH_TOKENS):
-            tokens = nn.utils.rnn.pad_sequence(
-                [torch.as_tensor(ids[i]) for i in rows], batch_first=True
-            )
+            tokens = _padded([ids[i] for i in rows])
+            parts = None if segments is None else _padded([segments[i] for i in rows])
             mask = (
                 torch.arange(tokens.shape[1])[None, :]
                 < torch.as_tensor(lengths[rows])[:, None]
@@ -229,13 +291,20 @@ def compute_states(
                 dtype=torch.bfloat16,
                 enabled=base.compute_dtype is torch.bfloat16,
             ):
-                out = kind.embed(base.network, tokens)
+                out = kind.embed(base.network, tokens, parts)
                 out = kind.run(base.network, below, out, mask)
             for position, row in enumerate(rows):
                 states[offsets[row] : offsets[row + 1]] = out[position, : lengths[row]]
             done += len(rows)
             progress(done, len(ids))
     return Features(states=states, offsets=offsets)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Whole numbers (n, longest), padded at the right by zeros."""
+    return nn.utils.rnn.pad_sequence(
+        [torch.as_tensor(row) for row in rows], batch_first=True
+    )
 
 
 def padded_batches(

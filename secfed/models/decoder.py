@@ -17,6 +17,7 @@ from torch import nn
 
 from secfed.errors import ModelError
 from secfed.models.base import (
+    AnswerFeatures,
     Architecture,
     BaseModel,
     TokenFeatures,
@@ -28,7 +29,13 @@ from secfed.models.base import (
 )
 from secfed.study.sections import ModelSection
 
-__all__ = ["Decoder", "decoder_of", "encode_blocks", "load_causal_model"]
+__all__ = [
+    "Decoder",
+    "decoder_of",
+    "encode_answers",
+    "encode_blocks",
+    "load_causal_model",
+]
 
 _KNOWN: Final = "GPT-2 and Llama are supported"
 
@@ -57,7 +64,9 @@ class Gpt2:
         """``transformer.h``."""
         return module_list(network.transformer.h, _KNOWN)
 
-    def embed(self, network: Any, tokens: torch.Tensor, /) -> torch.Tensor:
+    def embed(
+        self, network: Any, tokens: torch.Tensor, _segments: object = None, /
+    ) -> torch.Tensor:
         """Words and positions."""
         body = network.transformer
         places = torch.arange(tokens.shape[1], device=tokens.device)
@@ -93,7 +102,9 @@ class Llama:
         """``model.layers``."""
         return module_list(network.model.layers, _KNOWN)
 
-    def embed(self, network: Any, tokens: torch.Tensor, /) -> torch.Tensor:
+    def embed(
+        self, network: Any, tokens: torch.Tensor, _segments: object = None, /
+    ) -> torch.Tensor:
         """Words alone."""
         states: torch.Tensor = network.model.embed_tokens(tokens)
         return states
@@ -211,3 +222,35 @@ def encode_blocks(
         )
     found = compute_states(base, blocks, first_layer, progress)
     return TokenFeatures(states=found.states, offsets=found.offsets, tokens=tokens)
+
+
+def encode_answers(
+    base: BaseModel,
+    texts: Sequence[Sequence[int]],
+    prompt_tokens: Sequence[int],
+    first_layer: int,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> AnswerFeatures:
+    """``encode_blocks`` of prompts with their answers.
+
+    Args:
+        base: The frozen model.
+        texts: Token ids; see ``secfed.data.prompts``.
+        prompt_tokens: How many of them ask; those behind answer.
+        first_layer: The lowest layer that carries an adapter.
+        progress: Called with (texts done, texts in all).
+
+    Raises:
+        ModelError: A token is none of the model's.
+    """
+    found = encode_blocks(base, texts, first_layer, progress)
+    asked = [
+        torch.arange(len(text)) >= first
+        for text, first in zip(texts, prompt_tokens, strict=True)
+    ]
+    return AnswerFeatures(
+        states=found.states,
+        offsets=found.offsets,
+        tokens=found.tokens,
+        asked=torch.cat(asked),
+    )

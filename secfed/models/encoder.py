@@ -46,9 +46,13 @@ class Encoder:
         layers = network.base_model.encoder.layer
         return module_list(layers, "BERT-like encoders are supported")
 
-    def embed(self, network: Any, tokens: torch.Tensor) -> torch.Tensor:
-        """Words, positions and their norm."""
-        states: torch.Tensor = network.base_model.embeddings(input_ids=tokens)
+    def embed(
+        self, network: Any, tokens: torch.Tensor, segments: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Words, positions, segments and their norm."""
+        states: torch.Tensor = network.base_model.embeddings(
+            input_ids=tokens, token_type_ids=segments
+        )
         return states
 
     def run(
@@ -110,6 +114,8 @@ def encode_prefix(
     texts: Sequence[str],
     first_layer: int,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    *,
+    pairs: Sequence[str] = (),
 ) -> Features:
     """Run the texts through everything below ``first_layer``, once.
 
@@ -118,11 +124,18 @@ def encode_prefix(
         texts: Any number of texts; each is cut at ``base.max_length`` tokens.
         first_layer: The lowest layer that carries an adapter.
         progress: Called with (texts done, texts in all).
+        pairs: A second text for each; together they have ``base.max_length`` tokens,
+            and the longer one is cut first.
     """
-    ids = base.tokenizer(
-        list(texts), truncation=True, max_length=base.max_length, padding=False
-    )["input_ids"]
-    return compute_states(base, ids, first_layer, progress)
+    found = base.tokenizer(
+        list(texts),
+        list(pairs) or None,
+        truncation=True,
+        max_length=base.max_length,
+        padding=False,
+    )
+    segments = found.get("token_type_ids") if pairs else None
+    return compute_states(base, found["input_ids"], first_layer, progress, segments)
 
 
 def run_layers(

@@ -119,7 +119,7 @@ def _score_chart(
     curves = {label: points for label, points in curves.items() if points}
     if not curves:
         return None
-    title = f"{measure.key.capitalize()} on the public hold-out, per round"
+    title = f"{measure.title} on the public hold-out, per round"
     factor, name = measure.factor, measure.reference
 
     def draw(figure: Figure) -> None:

@@ -149,7 +149,7 @@ def conclude(comparison: Comparison | Mapping[str, Any]) -> str:
         sentences += _with_intervals(pairs, seeds)
     else:
         sentences += _without_intervals(pairs, scores, seeds)
-    if HEAD_ONLY not in scores and comparison.measure is ACCURACY:
+    if HEAD_ONLY not in scores and comparison.has_head:
         sentences.append(
             "The private head alone was not run, so whether the adapters earn their "
             "privacy is unknown."
@@ -160,15 +160,17 @@ def conclude(comparison: Comparison | Mapping[str, Any]) -> str:
 
 def _pooled(comparison: Comparison) -> str:
     """What is no result of a federation, said wherever the results are."""
-    scores = [
-        arm.final.accuracy
+    measure = comparison.measure
+    merits = [
+        merit
         for arm in comparison.arms
-        if arm.kind == POOLED and arm.final.accuracy is not None
+        if arm.kind == POOLED and (merit := _merit(arm, measure)) is not None
     ]
-    if not scores:
+    if not merits:
         return ""
+    shown = measure.shown(measure.value(statistics.fmean(merits)))
     return (
-        f"{POOLED} ({100 * statistics.fmean(scores):.1f} %) is DP-LoRA on all sites' "
+        f"{POOLED} ({shown}) is DP-LoRA on all sites' "
         "records in one place at the same epsilon: a baseline that no federation can "
         "run, and not one of the compared methods."
     )
@@ -230,7 +232,7 @@ def _without_intervals(
 def _intervals(pairs: Sequence[PairedDifference], seeds: int) -> str:
     listed = "; ".join(pair.text for pair in pairs)
     measure = pairs[0].measure
-    opening = f"Over {seeds} seeds, mean paired differences in {measure.key}"
+    opening = f"Over {seeds} seeds, mean paired differences in {measure.name}"
     lower = " (less is better)" if measure.lower_is_better else ""
     return f"{opening}{lower} with 95 % t-intervals: {listed}."
 
@@ -255,11 +257,11 @@ def _ranking(scores: Scores, measure: Measure) -> str:
     behind = join_names([shown[name] for name in ranked if name not in best])
     if not behind:
         leading = join_names([shown[name] for name in best])
-        return f"{leading} are level in {measure.key}."
+        return f"{leading} are level in {measure.name}."
     verb = "is" if len(best) == 1 else "are level and"
     leading = join_names([shown[name] for name in best])
     lower = ", of which less is better" if measure.lower_is_better else ""
-    return f"{leading} {verb} ahead of {behind} in {measure.key}{lower}."
+    return f"{leading} {verb} ahead of {behind} in {measure.name}{lower}."
 
 
 def _against_nothing(comparison: Comparison, scores: Scores) -> str:
@@ -272,6 +274,8 @@ def _against_nothing(comparison: Comparison, scores: Scores) -> str:
     failed = [method for method, worst in low.items() if worst <= measure.merit(score)]
     if measure.lower_is_better:
         return _against_the_base(failed, measure.shown(score))
+    if measure.key != ACCURACY.key:
+        return _against_a_constant(failed, f"{measure.name} {measure.shown(score)}")
     return _against_the_majority(failed, score)
 
 
@@ -282,6 +286,14 @@ def _against_the_base(failed: Sequence[str], shown: str) -> str:
             f"{shown}, and less is better."
         )
     return f"All private methods are below the base model's perplexity ({shown})."
+
+
+def _against_a_constant(failed: Sequence[str], shown: str) -> str:
+    if failed:
+        return (
+            f"{join_names(failed)} did not learn: the best constant answer has {shown}."
+        )
+    return f"All private methods are above the best constant answer ({shown})."
 
 
 def _against_the_majority(failed: Sequence[str], majority: float) -> str:

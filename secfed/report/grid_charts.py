@@ -86,7 +86,7 @@ def _score(result: MethodResult) -> float | None:
 
 def grid_charts(grid: GridRecord) -> tuple[Chart, ...]:
     """All charts for which the grid has numbers and more than one place."""
-    scale, name = _score_scale(grid.measure), grid.measure.key.capitalize()
+    scale, name = _score_scale(grid.measure), grid.measure.title
     drawn = (
         _axis_chart(grid, _EPSILON, scale, f"{name} against epsilon"),
         _axis_chart(grid, _ALPHA, scale, f"{name} against the Dirichlet alpha"),
@@ -184,7 +184,7 @@ def _bytes_chart(grid: GridRecord) -> Chart | None:
     if not any(result.megabytes for result in results):
         return None
     panels = _by(results, lambda cell: f"epsilon {_tick(cell.epsilon)}")
-    title = f"{measure.key.capitalize()} against traffic"
+    title = f"{measure.title} against traffic"
 
     def draw_panel(axes: Axes, own: Sequence[MethodResult]) -> None:
         for result in own:
@@ -214,7 +214,7 @@ def _bytes_chart(grid: GridRecord) -> Chart | None:
         svg=_panels_svg(
             "score-bytes", title, text, panels, grid, draw_panel, scale.label
         ),
-        headings=("cell", "method", "MB up and down", measure.key),
+        headings=("cell", "method", "MB up and down", measure.name),
         rows=rows,
     )
 

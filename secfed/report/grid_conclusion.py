@@ -65,7 +65,7 @@ def _decided(groups: _Groups, seeds: int) -> list[str]:
     opening = f"Over {seeds} seeds, by 95 % t-intervals of the paired differences in"
     measure = pairs[0].measure
     lower = " (less is better)" if measure.lower_is_better else ""
-    sentences = [f"{opening} {measure.key}{lower} of each cell:"]
+    sentences = [f"{opening} {measure.name}{lower} of each cell:"]
     if all(pair.verdict == "no difference" for pair in pairs):
         text = f"no difference between any two methods in any cell ({_n(pairs)})."
         sentences.append(text)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secfed.report.grid_reading import CellRecord, GridRecord
-from secfed.report.measures import ACCURACY
+from secfed.report.measures import has_head
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE
 
 __all__ = ["FairnessRule", "broken_rules", "fairness_rules"]
@@ -166,7 +166,7 @@ def _baselines(grid: GridRecord) -> FairnessRule:
         for arm in cell.record.comparison.arms
     )
     wanted = {"training without privacy": without}
-    if grid.measure is ACCURACY:  # Other tasks have no head.
+    if has_head(grid.study.get("task")):
         wanted = {"the head alone": head, **wanted}
     there = [name for name, found in wanted.items() if found]
     gone = [name for name, found in wanted.items() if not found]

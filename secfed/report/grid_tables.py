@@ -55,7 +55,7 @@ def score_table(grid: GridRecord) -> SimpleTable:
         beside = [_nothing(cell), _baseline(cell, NON_PRIVATE)]
         beside += [_baseline(cell, POOLED)] if pooled else []
         rows.append((cell.title, *scores, *beside))
-    title = f"{grid.measure.key.capitalize()} on the public hold-out"
+    title = f"{grid.measure.title} on the public hold-out"
     if grid.measure.lower_is_better:
         title += " (less is better)"
     return SimpleTable(title, headings, tuple(rows))
@@ -88,7 +88,7 @@ def difference_table(grid: GridRecord) -> SimpleTable:
             names = f"{pair.first} - {pair.second}"
             rows.append((cell.title, names, mean, bounds, pair.verdict))
     headings = ("cell", "difference", measure.unit, "95 % interval", "verdict")
-    title = f"Paired differences in {measure.key}"
+    title = f"Paired differences in {measure.name}"
     return SimpleTable(title, headings, tuple(rows))
 
 

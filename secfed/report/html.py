@@ -16,7 +16,13 @@ from secfed.report.conclusion import conclude
 from secfed.report.plain import describe_protection, statement_table
 from secfed.report.reading import RunRecord, read_run
 from secfed.report.results import NON_PRIVATE, POOLED
-from secfed.report.tables import category_rows, comparison_rows, round_up, sum_text
+from secfed.report.tables import (
+    beside_rows,
+    category_rows,
+    comparison_rows,
+    round_up,
+    sum_text,
+)
 
 __all__ = ["build_report", "page_environment", "render_report", "write_page"]
 
@@ -98,6 +104,7 @@ def render_report(record: RunRecord) -> str:
             comparison=record.comparison,
             conclusion=conclude(record.comparison),
             rows=comparison_rows(record.comparison),
+            beside=beside_rows(record.comparison),
             categories=category_rows(record.comparison),
             protection=describe_protection(record),
             charts=charts,

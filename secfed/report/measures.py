@@ -1,5 +1,7 @@
 """The scores that a task has, which way is better, and how they are shown.
 
+A study names the score that decides; the others stand beside it.
+
 Scores are compared as numbers of which more is better. For accuracy that is
 accuracy. For perplexity it is minus its logarithm, the mean log-likelihood of a
 token: differences of perplexities grow with the perplexity, differences of
@@ -10,26 +12,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 __all__ = [
     "ACCURACY",
+    "BESIDE",
+    "F1",
+    "MACRO_F1",
+    "MATTHEWS",
     "PERPLEXITY",
     "SCORE_KEYS",
+    "SHARES",
     "Measure",
+    "has_head",
     "measure_of",
     "score_part",
 ]
 
-SCORE_KEYS: Final = (
+SHARES: Final = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "f1": "F1",
+    "ece": "calibration error",
+    "unparsed": "no answer",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "rouge_lsum": "ROUGE-Lsum",
+    "token_accuracy": "token accuracy",
+}
+"""Scores in [0, 1], and their headings."""
+
+SCORE_KEYS: Final = (*SHARES, "matthews", "perplexity", "by_category")
+"""What of a metrics line is a score."""
+
+BESIDE: Final = (
     "accuracy",
     "macro_f1",
+    "f1",
+    "matthews",
+    "ece",
+    "unparsed",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "rouge_lsum",
     "perplexity",
-    "token_accuracy",
-    "by_category",
 )
-"""What of a metrics line is a score."""
+"""The order of scores in the table beside the main one."""
 
 
 _LARGE: Final = 1000.0
@@ -41,19 +72,28 @@ class Measure:
 
     Attributes:
         key: Of the main score.
+        name: Of it, in sentences.
         second: The key of the score beside it.
         headings: Of both, in tables.
         reference: The name of what learned nothing, beside which scores are shown.
         unit: Of differences, in words.
         lower_is_better: Whether the best value is the smallest.
+        sign: Behind a score that is shown times 100.
     """
 
     key: str
+    name: str
     second: str
     headings: tuple[str, str]
     reference: str
     unit: str
     lower_is_better: bool
+    sign: str = " %"
+
+    @property
+    def title(self) -> str:
+        """Its name at the beginning of a line."""
+        return self.name[:1].upper() + self.name[1:]
 
     def merit(self, value: float) -> float:
         """The number that is compared: more is better."""
@@ -68,7 +108,7 @@ class Measure:
         if value is None:
             return "-"
         if not self.lower_is_better:
-            return f"{100 * value:.1f} %"
+            return f"{100 * value:.1f}{self.sign}"
         # Four digits, with zeros, so that columns can be read down.
         return f"{value:#.4g}" if value < _LARGE else f"{value:,.0f}"
 
@@ -80,9 +120,9 @@ class Measure:
     @property
     def axis(self) -> str:
         """The name of an axis of scores."""
-        return (
-            f"{self.key}, less is better" if self.lower_is_better else "accuracy in %"
-        )
+        if self.lower_is_better:
+            return f"{self.name}, less is better"
+        return f"{self.name} {'in %' if self.sign else 'x 100'}"
 
     def difference(self, gap: float) -> str:
         """A difference of merits for people, without its unit."""
@@ -106,6 +146,7 @@ class Measure:
 
 ACCURACY: Final = Measure(
     key="accuracy",
+    name="accuracy",
     second="macro_f1",
     headings=("accuracy", "macro-F1"),
     reference="majority class",
@@ -113,8 +154,31 @@ ACCURACY: Final = Measure(
     lower_is_better=False,
 )
 
+MACRO_F1: Final = Measure(
+    key="macro_f1",
+    name="macro-F1",
+    second="accuracy",
+    headings=("macro-F1", "accuracy"),
+    reference="constant answer",
+    unit="points",
+    lower_is_better=False,
+)
+
+F1: Final = replace(MACRO_F1, key="f1", name="F1", headings=("F1", "accuracy"))
+"""Of the label that the study names as positive."""
+
+MATTHEWS: Final = replace(
+    MACRO_F1,
+    key="matthews",
+    name="Matthews correlation",
+    headings=("Matthews x 100", "accuracy"),
+    sign="",
+)
+"""Shown times 100, as GLUE does: between -100 and 100, and 0 for a constant answer."""
+
 PERPLEXITY: Final = Measure(
     key="perplexity",
+    name="perplexity",
     second="token_accuracy",
     headings=("perplexity", "token accuracy"),
     reference="base model",
@@ -122,10 +186,30 @@ PERPLEXITY: Final = Measure(
     lower_is_better=True,
 )
 
+_BY_NAME: Final = {
+    "accuracy": ACCURACY,
+    "macro-f1": MACRO_F1,
+    "f1": F1,
+    "matthews": MATTHEWS,
+}
 
-def measure_of(task: str | None) -> Measure:
-    """The main score of a task as a study names it; None is classification."""
-    return PERPLEXITY if task == "causal-lm" else ACCURACY
+
+def measure_of(task: Mapping[str, Any] | None) -> Measure:
+    """The main score of a study's ``[task]``; None is classification."""
+    if task is None:
+        return ACCURACY
+    if task.get("kind") == "causal-lm":
+        return PERPLEXITY
+    found = _BY_NAME.get(task.get("score", "accuracy"), ACCURACY)
+    # Of several classes the one that is looked for says more than their mean.
+    if found is ACCURACY and task.get("positive") is not None:
+        return replace(ACCURACY, second="f1", headings=("accuracy", "F1"))
+    return found
+
+
+def has_head(task: Mapping[str, Any] | None) -> bool:
+    """Whether the task has a classifier, which could be trained alone."""
+    return task is None or task.get("kind", "classification") == "classification"
 
 
 def score_part(line: Mapping[str, Any]) -> dict[str, Any]:

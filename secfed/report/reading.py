@@ -159,6 +159,7 @@ def _single_arm(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
         "format": 1,
         "title": names.get("title") if isinstance(names, Mapping) else folder.name,
         "study_digest": canonical.digest(study) if study else None,
+        "task": study.get("task"),
         "arms": [arm],
         "untrained": score_part(rounds[0]) if rounds else None,
         "dropouts": [

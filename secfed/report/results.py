@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secfed.errors import RunDirectoryError
-from secfed.report.measures import ACCURACY, PERPLEXITY, Measure
+from secfed.report.measures import (
+    ACCURACY,
+    PERPLEXITY,
+    SHARES,
+    Measure,
+    has_head,
+    measure_of,
+)
 
 __all__ = [
     "Arm",
@@ -130,7 +137,8 @@ class Source:
 class Scores:
     """Scores on the public hold-out, those that the task has.
 
-    Shares are between 0 and 1; a perplexity is above 0, and less is better.
+    Shares are between 0 and 1; a perplexity is above 0, and less is better; Matthews'
+    correlation is between -1 and 1.
     ``by_category`` holds the same of single categories, where these are public.
     """
 
@@ -138,6 +146,14 @@ class Scores:
     macro_f1: float | None = None
     perplexity: float | None = None
     token_accuracy: float | None = None
+    f1: float | None = None
+    matthews: float | None = None
+    ece: float | None = None
+    unparsed: float | None = None
+    rouge_1: float | None = None
+    rouge_2: float | None = None
+    rouge_l: float | None = None
+    rouge_lsum: float | None = None
     by_category: Mapping[str, Scores] = field(default_factory=dict)
 
     @classmethod
@@ -149,23 +165,25 @@ class Scores:
         if perplexity is not None and perplexity <= 0:
             raise source.wrong("perplexity", "above 0")
         return cls(
-            source.number("accuracy"),
-            source.number("macro_f1"),
-            perplexity,
-            source.number("token_accuracy"),
-            {}
+            **{key: source.number(key) for key in SHARES},
+            perplexity=perplexity,
+            matthews=source.number("matthews"),
+            by_category={}
             if parts is None
             else {name: cls.read(parts.child(name)) for name in parts.value},
         )
 
     def main(self, measure: Measure) -> float | None:
         """The score that is compared."""
-        value: float | None = getattr(self, measure.key)
-        return value
+        return self.named(measure.key)
 
     def second(self, measure: Measure) -> float | None:
         """The score beside it."""
-        value: float | None = getattr(self, measure.second)
+        return self.named(measure.second)
+
+    def named(self, key: str) -> float | None:
+        """The score of this name in ``measures.SCORE_KEYS``."""
+        value: float | None = getattr(self, key)
         return value
 
 
@@ -343,11 +361,25 @@ class Comparison:
     budget: tuple[SiteBudget, ...]
     seconds: float | None
     simulation_seed: int | None
+    task: Mapping[str, Any] | None
+    constants: Mapping[str, Scores]
     source: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def is_prompted(self) -> bool:
+        """Whether a language model was taught to answer."""
+        return self.task is not None and self.task.get("kind") == "prompted-lm"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a classifier, which could be trained alone."""
+        return self.measure is not PERPLEXITY and has_head(self.task)
 
     @property
     def measure(self) -> Measure:
         """The main score of the task that was trained."""
+        if self.task is not None:
+            return measure_of(self.task)
         scores = [self.untrained]
         scores += [found.scores for arm in self.arms for found in arm.rounds]
         if any(score.perplexity is not None for score in scores):
@@ -356,8 +388,16 @@ class Comparison:
 
     @property
     def reference(self) -> Scores:
-        """What learned nothing: the constant answer, or the base model alone."""
+        """What learned nothing: the best constant answer, or the base model alone."""
         return self.untrained if self.measure is PERPLEXITY else self.majority
+
+    @property
+    def nothing(self) -> Mapping[str, Scores]:
+        """Everything that learned nothing, by name, in reading order."""
+        if not self.is_prompted:
+            return {self.measure.reference: self.reference}
+        always = {f"always {name}": own for name, own in self.constants.items()}
+        return {PERPLEXITY.reference: self.untrained, **always}
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -380,7 +420,8 @@ class Comparison:
             raise RunDirectoryError(
                 f"{where}: format is {source.get('format')!r}, this version reads 1"
             )
-        budget = source.child("budget")
+        budget, task = source.child("budget"), source.child("task")
+        constants = source.child("constants")
         sites = (
             ()
             if budget is None
@@ -410,5 +451,9 @@ class Comparison:
             ),
             seconds=source.number("seconds"),
             simulation_seed=source.whole("simulation_seed"),
+            task=None if task is None else task.value,
+            constants={}
+            if constants is None
+            else {name: Scores.read(constants.child(name)) for name in constants.value},
             source=value,
         )

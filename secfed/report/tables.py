@@ -15,13 +15,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from secfed.report.measures import Measure
+from secfed.report.measures import BESIDE, MATTHEWS, PERPLEXITY, SHARES, Measure
 from secfed.report.results import NON_PRIVATE, POOLED, Arm, Comparison, Scores
 
 __all__ = [
     "COLUMNS",
     "UNKNOWN",
     "Row",
+    "beside_rows",
     "category_rows",
     "columns_of",
     "comparison_rows",
@@ -41,6 +42,11 @@ UNKNOWN = "UNKNOWN"
 NOT_PRIVATE = "NOT PRIVATE"
 _NONE = "-"
 _TINY = 1e-9
+_HEADINGS = {
+    **SHARES,
+    "matthews": MATTHEWS.headings[0],
+    "perplexity": PERPLEXITY.headings[0],
+}
 
 COLUMNS = (
     "arm",
@@ -117,18 +123,21 @@ class Row:
 
 def comparison_rows(comparison: Comparison) -> tuple[Row, ...]:
     """The rows in reading order: what learned nothing first, then every arm."""
-    measure, reference = comparison.measure, comparison.reference
-    nothing = Row(
-        name=measure.reference,
-        arm=None,
-        measure=measure,
-        score=reference.main(measure),
-        second=reference.second(measure),
-        epsilon_text=_NONE,
+    measure = comparison.measure
+    nothing = (
+        Row(
+            name=name,
+            arm=None,
+            measure=measure,
+            score=scores.main(measure),
+            second=scores.second(measure),
+            epsilon_text=_NONE,
+        )
+        for name, scores in comparison.nothing.items()
     )
     simulated = comparison.simulation_seed is not None
     arms = (_row(arm, measure, simulated=simulated) for arm in comparison.arms)
-    return (nothing, *arms)
+    return (*nothing, *arms)
 
 
 def _row(arm: Arm, measure: Measure, *, simulated: bool) -> Row:
@@ -178,6 +187,8 @@ def terminal_tables(comparison: Comparison) -> Group:
             [row for row in rows if row.arm is not None],
         ),
     ]
+    if beside_rows(comparison):
+        parts.append(_beside_table(comparison))
     if any(arm.final.by_category for arm in comparison.arms):
         parts.append(_category_table(comparison))
     if comparison.dropouts:
@@ -222,7 +233,48 @@ def _of_category(scores: Scores, name: str, measure: Measure) -> float | None:
 
 def _category_table(comparison: Comparison) -> Table:
     headings, *rows = category_rows(comparison)
-    table = _empty(f"{comparison.measure.key} by category, on the public hold-out")
+    title = f"{comparison.measure.name} by category, on the public hold-out"
+    return _plain_table(title, headings, rows)
+
+
+def beside_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
+    """Scores that do not decide, of every row; the first row are headings.
+
+    Empty where there are none but the two of the first table.
+    """
+    measure = comparison.measure
+    all_scores = dict(comparison.nothing)
+    all_scores |= {arm.label: arm.final for arm in comparison.arms}
+    keys = [
+        key
+        for key in BESIDE
+        if key not in {measure.key, measure.second}
+        and any(scores.named(key) is not None for scores in all_scores.values())
+    ]
+    headings = ("arm", *(_HEADINGS[key] for key in keys))
+    rows = [
+        (name, *(_shown_beside(key, scores.named(key)) for key in keys))
+        for name, scores in all_scores.items()
+    ]
+    return (headings, *rows) if keys else ()
+
+
+def _shown_beside(key: str, value: float | None) -> str:
+    if key in SHARES:
+        return format_percent(value)
+    return (PERPLEXITY if key == PERPLEXITY.key else MATTHEWS).shown(value)
+
+
+def _beside_table(comparison: Comparison) -> Table:
+    headings, *rows = beside_rows(comparison)
+    title = "Other scores on the public hold-out, beside those that decide"
+    return _plain_table(title, headings, rows)
+
+
+def _plain_table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Table:
+    table = _empty(title)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left")
     for row in rows:
@@ -302,7 +354,8 @@ def write_csv(comparison: Comparison | Mapping[str, Any], path: str | Path) -> N
 def _csv_values(row: Row) -> tuple[object, ...]:
     arm = row.arm
     if arm is None:
-        name = row.name.split()[0]  # "majority" or "base"
+        always = row.name.startswith("always ")
+        name = row.name if always else row.name.split()[0]  # "majority" or "base"
         return (name, name, "baseline", None, row.score, row.second, *(None,) * 11)
     return (
         arm.name,

@@ -88,8 +88,9 @@ def run_comparison(
         "format": 1,
         "title": study.study.title,
         "study_digest": study.digest(),
+        **_task(study),
         "arms": summaries,
-        **reference_scores(prepared),
+        **reference_scores(study, prepared),
         "dropouts": _dropouts(summaries),
         "budget": _budgets(study, private, policy),
         "seconds": round(time.perf_counter() - started, 3),
@@ -104,6 +105,13 @@ def run_comparison(
     key = load_or_create(private / "coordinator.key")
     write_manifest(run_dir, study.digest(), None, key)
     return comparison
+
+
+def _task(study: Study) -> dict[str, Any]:
+    """What the scores are of, where it is not the default."""
+    task = study.canonical().get("task", {})
+    named = {key: task[key] for key in ("kind", "score", "positive") if key in task}
+    return {"task": named} if named else {}
 
 
 def plan_arms(

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from secfed.evaluation import count_tokens, evaluate, majority_scores
-from secfed.models import TokenFeatures
+from secfed.evaluation import (
+    best_constant,
+    constant_answers,
+    constant_scores,
+    count_tokens,
+    evaluate,
+    score_answers,
+)
+from secfed.models import AnswerFeatures, TokenFeatures
+from secfed.report.measures import measure_of
 from secfed.runtime.setup import Prepared
+from secfed.study import Study
 from secfed.types import Adapter
 
 __all__ = ["mean_scores", "reference_scores", "scores_of"]
 
 ScoreLine = dict[str, Any]
 
+_SHOWN_ANSWERS: Final = 3
+"""So many constant answers stand in the tables, the best ones."""
+
 
 def scores_of(prepared: Prepared, adapter: Adapter) -> ScoreLine:
     """The task's scores; of texts also by category, where categories are named."""
-    holdout, labels = prepared.holdout, prepared.holdout_labels
+    model, holdout, labels = prepared.model, prepared.holdout, prepared.holdout_labels
+    if isinstance(holdout, AnswerFeatures) and prepared.questions is not None:
+        return score_answers(model, adapter, holdout, labels, prepared.questions)
     if not isinstance(holdout, TokenFeatures):
-        return asdict(evaluate(prepared.model, adapter, holdout, labels))
-    counts = count_tokens(prepared.model, adapter, holdout)
+        return evaluate(model, adapter, holdout, labels, prepared.positive).line()
+    counts = count_tokens(model, adapter, holdout)
     line = _line(counts.scores())
     parts = {
         name: counts.scores(labels == number)
@@ -51,9 +65,30 @@ def mean_scores(lines: Sequence[Mapping[str, Any]]) -> ScoreLine:
     }
 
 
-def reference_scores(prepared: Prepared) -> dict[str, ScoreLine]:
-    """What learned nothing: the constant answer, or the base model alone."""
-    if isinstance(prepared.holdout, TokenFeatures):
+def reference_scores(study: Study, prepared: Prepared) -> dict[str, ScoreLine]:
+    """What learned nothing: a constant answer, or the base model alone.
+
+    ``majority`` is the constant answer that has the best main score; by accuracy it
+    names the most frequent class. Where a model is asked, the base model stands beside
+    it, and the best constant answers one by one.
+    """
+    questions = prepared.questions
+    if isinstance(prepared.holdout, TokenFeatures) and questions is None:
         return {"untrained": scores_of(prepared, prepared.start)}
     labels, classes = prepared.holdout_labels, len(prepared.label_names)
-    return {"majority": asdict(majority_scores(labels, classes))}
+    constants = constant_scores(labels, classes, prepared.positive)
+    best = best_constant(constants, measure_of(study.canonical().get("task")).key)
+    if questions is None:
+        return {"majority": constants[best].line()}
+    answers = constant_answers(labels, constants, questions)
+    return {
+        "untrained": scores_of(prepared, prepared.start),
+        "majority": list(answers.values())[best],
+        "constants": _best(answers, study),
+    }
+
+
+def _best(answers: Mapping[str, ScoreLine], study: Study) -> ScoreLine:
+    key = measure_of(study.canonical().get("task")).key
+    names = sorted(answers, key=lambda name: -answers[name][key])
+    return {name: answers[name] for name in names[:_SHOWN_ANSWERS]}

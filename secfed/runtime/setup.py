@@ -24,12 +24,15 @@ from secfed.adapters import (
 )
 from secfed.data import fingerprint, load_sites
 from secfed.errors import RunDirectoryError
+from secfed.evaluation import Questions
 from secfed.models import (
     BaseModel,
     Features,
     TokenFeatures,
+    encode_answers,
     encode_blocks,
     encode_prefix,
+    find_model,
     load_base_model,
     load_causal_model,
 )
@@ -41,7 +44,9 @@ from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.progress import Progress
 from secfed.study import Study
+from secfed.tokens import answer_tokens, end_token, load_tokenizer
 from secfed.training import (
+    AnswerLoss,
     CausalLoss,
     ClassificationLoss,
     PrivateRecords,
@@ -66,7 +71,11 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the arms of a run share. Holds private records; simulation only."""
+    """What the arms of a run share. Holds private records; simulation only.
+
+    ``positive`` is the label whose F1 is wanted, ``questions`` how a prompted model is
+    asked; None in other tasks.
+    """
 
     base: BaseModel
     model: AdaptedModel
@@ -78,6 +87,8 @@ class Prepared:
     plans: Mapping[str, PrivacyPlan]
     fingerprints: Mapping[str, str]
     loss: RecordLoss
+    positive: int | None = None
+    questions: Questions | None = None
 
     def __repr__(self) -> str:
         return "Prepared(<private>)"
@@ -94,7 +105,8 @@ def prepare(
     """
     progress.phase("reading the sites' records")
     data = load_sites(study, base_dir)
-    loss = _loss(study, data.label_names)
+    questions = _questions(study, base_dir, data.label_names)
+    loss = _loss(study, data.label_names, questions)
     progress.phase("calibrating the noise")
     plans = plan_sites(study, data.nominal_units)
     for site in data.sites.values():
@@ -124,20 +136,54 @@ def prepare(
         plans=plans,
         fingerprints={name: fingerprint(site) for name, site in data.sites.items()},
         loss=loss,
+        positive=_positive(study, data.label_names),
+        questions=questions,
     )
 
 
-def _loss(study: Study, label_names: tuple[str, ...]) -> RecordLoss:
+def _positive(study: Study, label_names: tuple[str, ...]) -> int | None:
+    named = study.task.positive if study.task else None
+    return None if named is None else label_names.index(named)
+
+
+def _questions(
+    study: Study, base_dir: Path, label_names: tuple[str, ...]
+) -> Questions | None:
+    """How the hold-out is asked; None where the task is no answering."""
+    if study.task is None or study.task.answers is None:
+        return None
+    folder = find_model(study.model, base_dir)
+    tokenizer, end = load_tokenizer(folder), end_token(folder)
+    answers = tuple(study.task.answers[name] for name in label_names)
+    return Questions(
+        tokenizer=tokenizer,
+        answers=answers,
+        end=end,
+        longest=max(map(len, answer_tokens(tokenizer, answers, end))),
+        positive=_positive(study, label_names),
+        temperature=study.task.temperature,
+        seed=study.task.generation_seed or 0,
+    )
+
+
+def _loss(
+    study: Study, label_names: tuple[str, ...], questions: Questions | None
+) -> RecordLoss:
+    if questions is not None:
+        return AnswerLoss(questions.longest)
     if study.is_causal_lm:
         return CausalLoss()
     return ClassificationLoss(study.class_weights(label_names))
 
 
 def _encoded(base: BaseModel, model: AdaptedModel, records: LabelledTexts) -> Features:
-    """Everything below the first adapted layer: of texts, or of blocks of tokens."""
-    if records.tokens:
-        return encode_blocks(base, records.tokens, model.first_layer)
-    return encode_prefix(base, records.texts, model.first_layer)
+    """Everything below the first adapted layer: of texts, or of tokens."""
+    first, tokens = model.first_layer, records.tokens
+    if records.prompt_tokens:
+        return encode_answers(base, tokens, records.prompt_tokens, first)
+    if tokens:
+        return encode_blocks(base, tokens, first)
+    return encode_prefix(base, records.texts, first, pairs=records.pairs)
 
 
 def _records(base: BaseModel, model: AdaptedModel, site: SiteData) -> PrivateRecords:

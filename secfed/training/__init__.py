@@ -27,6 +27,7 @@ privacy unit: the update of the round).
 from secfed.training.gradients import FunctionalGradients, OpacusGradients
 from secfed.training.local_steps import LocalSteps
 from secfed.training.losses import (
+    AnswerLoss,
     CausalLoss,
     ClassificationLoss,
     RecordLoss,
@@ -41,6 +42,7 @@ from secfed.training.steps import LocalUpdate, train_privately
 from secfed.training.whole_site import train_whole_site
 
 __all__ = [
+    "AnswerLoss",
     "CausalLoss",
     "ClassificationLoss",
     "FunctionalGradients",

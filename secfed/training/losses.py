@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from secfed.models import answer_places
+
 __all__ = [
     "IGNORED",
+    "AnswerLoss",
     "CausalLoss",
     "ClassificationLoss",
     "RecordLoss",
@@ -109,3 +112,35 @@ class CausalLoss:
     ) -> torch.Tensor:
         """Losses (n,) of padded states, their mask and their tokens."""
         return causal_lm(network(states, mask), targets)
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """The loss of answers to prompts over cached states; a ``RecordLoss``.
+
+    The mean cross-entropy over a record's own answer tokens, as ``causal_lm`` gives
+    it; logits are computed where an answer is, and nowhere else.
+
+    Attributes:
+        longest: Tokens of the longest answer; known from the study, not from records.
+    """
+
+    longest: int
+
+    def __call__(
+        self,
+        network: nn.Module,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Losses (n,) of padded states, their mask and their answers' tokens."""
+        places, asked = answer_places(targets, self.longest, IGNORED)
+        logits = network(states, mask, places)
+        each = nn.functional.cross_entropy(
+            logits.flatten(0, 1),
+            asked.flatten(),
+            reduction="none",
+            ignore_index=IGNORED,
+        ).view_as(asked)
+        return each.sum(dim=1) / (asked != IGNORED).sum(dim=1).clamp(min=1)

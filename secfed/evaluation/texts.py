@@ -1,4 +1,4 @@
-"""Scores on the public hold-out; never computed on private records."""
+"""Next-token prediction on the public hold-out: perplexity."""
 
 from __future__ import annotations
 
@@ -9,95 +9,21 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score
 
 from secfed.adapters import AdaptedModel
-from secfed.models import Features, TokenFeatures, padded_batches
+from secfed.models import TokenFeatures, padded_batches
 from secfed.types import Adapter
 
-__all__ = [
-    "Scores",
-    "TextScores",
-    "TokenCounts",
-    "count_tokens",
-    "evaluate",
-    "majority_scores",
-    "predict",
-    "score",
-]
+__all__ = ["LOGIT_TOKENS", "NOTHING", "TextScores", "TokenCounts", "count_tokens"]
 
-_BATCH_TOKENS = 8192
-
-_LOGIT_TOKENS: Final = 1024
+LOGIT_TOKENS: Final = 1024
 """With a vocabulary of 50,000 the logits of so many tokens take 200 MB."""
 
-_NOTHING: Final = -100
+NOTHING: Final = -100
 """No token: padding. Torch ignores it, and no prediction equals it."""
 
 _LARGEST_LOSS: Final = 700.0
 """Nats per token; above is a model that broke, and its exponential is no number."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Accuracy and macro-F1 over all classes of the study, each in [0, 1]."""
-
-    accuracy: float
-    macro_f1: float
-
-
-def predict(
-    model: AdaptedModel, adapter: Adapter, features: Features
-) -> NDArray[np.float32]:
-    """Sequence logits (len(features), classes)."""
-    model.write(adapter.tensors)
-    model.eval()
-    rows: list[NDArray[np.int64]] = []
-    outputs: list[NDArray[np.float32]] = []
-    with torch.inference_mode():
-        everything = np.arange(len(features))
-        for batch in padded_batches(features.lengths, everything, _BATCH_TOKENS):
-            rows.append(batch)
-            outputs.append(model(*features.batch(batch)).numpy())
-    logits = np.concatenate(outputs)
-    ordered = np.empty_like(logits)
-    ordered[np.concatenate(rows)] = logits
-    return ordered
-
-
-def evaluate(
-    model: AdaptedModel,
-    adapter: Adapter,
-    features: Features,
-    labels: NDArray[np.int64],
-) -> Scores:
-    """Score an adapter on the public hold-out."""
-    logits = predict(model, adapter, features)
-    return score(labels, logits.argmax(axis=1), logits.shape[1])
-
-
-def majority_scores(labels: NDArray[np.int64], classes: int) -> Scores:
-    """The constant answer that scores best on these labels."""
-    best = int(np.bincount(labels, minlength=classes).argmax())
-    return score(labels, np.full_like(labels, best), classes)
-
-
-def score(
-    labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
-) -> Scores:
-    """Accuracy and macro-F1; a class that never occurs counts as zero."""
-    return Scores(
-        accuracy=float(accuracy_score(labels, predicted)),
-        macro_f1=float(
-            f1_score(
-                labels,
-                predicted,
-                labels=np.arange(classes),
-                average="macro",
-                zero_division=0,
-            )
-        ),
-    )
 
 
 @dataclass(frozen=True)
@@ -144,14 +70,14 @@ def count_tokens(
     loss, right = np.zeros(count), np.zeros(count, dtype=np.int64)
     with torch.inference_mode():
         everything = np.arange(count)
-        for rows in padded_batches(features.lengths, everything, _LOGIT_TOKENS):
-            wanted = features.targets(rows, _NOTHING)[:, 1:]
+        for rows in padded_batches(features.lengths, everything, LOGIT_TOKENS):
+            wanted = features.targets(rows, NOTHING)[:, 1:]
             logits = model(*features.batch(rows))[:, :-1]
             each = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1),
                 wanted.flatten(),
                 reduction="none",
-                ignore_index=_NOTHING,
+                ignore_index=NOTHING,
             ).view_as(wanted)
             loss[rows] = each.double().sum(dim=1).numpy()
             right[rows] = (logits.argmax(dim=2) == wanted).sum(dim=1).numpy()

@@ -1,0 +1,36 @@
+"""Scores on the public hold-out; never computed on private records.
+
+``classes`` are those of a classifier, ``texts`` those of next-token prediction, and
+``answers`` those of a language model that was asked: with its text by ``generation``
+and what that text shares with the right one by ``rouge``.
+"""
+
+from secfed.evaluation.answers import Questions, constant_answers, score_answers
+from secfed.evaluation.classes import (
+    Scores,
+    best_constant,
+    calibration_error,
+    constant_scores,
+    evaluate,
+    majority_scores,
+    predict,
+    score,
+)
+from secfed.evaluation.texts import TextScores, TokenCounts, count_tokens
+
+__all__ = [
+    "Questions",
+    "Scores",
+    "TextScores",
+    "TokenCounts",
+    "best_constant",
+    "calibration_error",
+    "constant_answers",
+    "constant_scores",
+    "count_tokens",
+    "evaluate",
+    "majority_scores",
+    "predict",
+    "score",
+    "score_answers",
+]
