@@ -396,7 +396,11 @@ class Comparison:
         """Everything that learned nothing, by name, in reading order."""
         if not self.is_prompted:
             return {self.measure.reference: self.reference}
-        always = {f"always {name}": own for name, own in self.constants.items()}
+        best_first = sorted(
+            self.constants.items(),
+            key=lambda pair: (-(pair[1].main(self.measure) or 0), pair[0]),
+        )
+        always = {f"always {name}": own for name, own in best_first}
         return {PERPLEXITY.reference: self.untrained, **always}
 
     @property

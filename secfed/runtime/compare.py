@@ -19,6 +19,7 @@ from secfed.report.conclusion import conclude
 from secfed.report.html import build_report
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, POOLED
 from secfed.report.tables import write_csv
+from secfed.runtime.classes import keep_classes
 from secfed.runtime.directory import create_run, write_atomically
 from secfed.runtime.local import run_arm
 from secfed.runtime.partition import keep_partition
@@ -73,6 +74,7 @@ def run_comparison(
     # Refused before anything is spent, if at all.
     pooled = [pooled_plan(study, prepared.plans) for a in arms if a.kind == POOLED][:1]
     keep_partition(study, base_dir, private)
+    keep_classes(prepared.records, prepared.label_names, private)
     for index, arm in enumerate(arms, start=1):
         progress.arm(arm.name, index, len(arms))
         own = with_seed_of(prepared, arm.study)

@@ -14,6 +14,7 @@ from secfed.client import BudgetGuard, NoGuard
 from secfed.errors import RoundAbortedError
 from secfed.policy import SitePolicy
 from secfed.report.html import build_report
+from secfed.runtime.classes import keep_classes
 from secfed.runtime.directory import create_run
 from secfed.runtime.noise import round_noise
 from secfed.runtime.partition import keep_partition
@@ -54,6 +55,7 @@ def run_study(
     record = create_run(run_dir, study, base_dir, policy, kind="run")
     keep_partition(study, base_dir, run_dir / "private")
     prepared = prepare(study, base_dir, policy, progress)
+    keep_classes(prepared.records, prepared.label_names, run_dir / "private")
     arm = Arm(name=study.training.method, study=study)
     progress.arm(arm.name, 1, 1)
     return run_arm(

@@ -27,7 +27,8 @@ from secfed.training.selftest import check_independence
 from secfed.types import Adapter
 
 TEXTS = [
-    f"{word} & {word[::-1]} =>" for word in "amar bsal cond apic broc cgel".split()
+    f"{word} & {word[::-1]} =>"
+    for word in ("amar", "bsal", "cond", "apic", "broc", "cgel")
 ]
 LABELS = np.array([0, 1, 0, 1, 1, 0])
 
