@@ -12,7 +12,13 @@ from secfed.canonical import digest
 from secfed.data.blocks import documents_to_blocks
 from secfed.data.files import load_external
 from secfed.data.icd10cm import load_icd10cm
-from secfed.data.partition import assign_sites, at_most, cap_units, split_holdout
+from secfed.data.partition import (
+    assign_sites,
+    at_most,
+    cap_units,
+    split_holdout,
+    without_groups_of,
+)
 from secfed.data.prompts import records_to_prompts
 from secfed.data.records import RecordTable
 from secfed.errors import DataError
@@ -34,7 +40,7 @@ class StudyData:
             counted where the text itself is public.
         rows: Which rows of the source each site holds, counted from 1, one entry per
             record: a document that was cut stands once for each block. Private.
-        holdout_rows: The rows of the test set.
+        holdout_rows: The rows of the test set, in its own file where it has one.
     """
 
     sites: Mapping[str, SiteData]
@@ -61,7 +67,7 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
     # 1. All records, checked.
     table = _all_records(study, base_dir)
     # 2. The public test set first, so that it does not depend on max_records.
-    training, holdout = split_holdout(table, section.holdout.fraction, section.seed)
+    training, holdout = _with_holdout(table, study, base_dir)
     holdout = at_most(
         holdout, section.holdout.max_records, section.seed, "holdout-records"
     )
@@ -94,6 +100,21 @@ def _all_records(study: Study, base_dir: Path) -> RecordTable:
     prompt = study.task.template if study.task else None
     table = load_external(study.data, base_dir, prompt).numbered()
     return _as_tokens(table, study, base_dir)
+
+
+def _with_holdout(
+    table: RecordTable, study: Study, base_dir: Path
+) -> tuple[RecordTable, RecordTable]:
+    """Training and public test records: split, or the test set's own file."""
+    section = study.data
+    if section.holdout.source is None:
+        fraction = section.holdout.fraction or 0.0
+        return split_holdout(table, fraction, section.seed)
+    # Its records are at no site.
+    changes = {"source": section.holdout.source, "site_column": None}
+    own = section.model_copy(update=changes)
+    test = _all_records(study.model_copy(update={"data": own}), base_dir)
+    return without_groups_of(table, test), test
 
 
 def _as_tokens(table: RecordTable, study: Study, base_dir: Path) -> RecordTable:

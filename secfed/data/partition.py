@@ -19,7 +19,7 @@ from secfed.errors import DataError
 from secfed.study.reading import nearest
 from secfed.study.sections import DataSection, PartitionSection
 
-__all__ = ["assign_sites", "at_most", "cap_units", "split_holdout"]
+__all__ = ["assign_sites", "at_most", "cap_units", "split_holdout", "without_groups_of"]
 
 _MIN_DIRICHLET_UNITS = 10
 
@@ -48,6 +48,23 @@ def split_holdout(
             "the data have too few groups"
         )
     return table.select(np.flatnonzero(inside)), table.select(np.flatnonzero(outside))
+
+
+def without_groups_of(table: RecordTable, test: RecordTable) -> RecordTable:
+    """The records that have no group and no person in a given test set.
+
+    Whether a record stays depends on it and on the public test set alone.
+
+    Raises:
+        DataError: None stays.
+    """
+    groups, units = set(test.groups), set(test.units)
+    inside = np.array([group not in groups for group in table.groups], dtype=np.bool_)
+    if table.units:
+        inside &= np.array([unit not in units for unit in table.units], dtype=np.bool_)
+    if not inside.any():
+        raise DataError("data.holdout.source holds every training record")
+    return table.select(np.flatnonzero(inside))
 
 
 def at_most(

@@ -205,10 +205,18 @@ class PartitionSection(Table):
 
 
 class HoldoutSection(Table):
-    """``[data.holdout]``: the public test set, split off by group."""
+    """``[data.holdout]``: the public test set, split off by group or in a file."""
 
-    fraction: Annotated[float, Field(gt=0, lt=1)]
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    # A file of its own, with the columns of data.source.
+    source: Text | None = None
     max_records: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.fraction is None) == (self.source is None):
+            raise ContradictionError("fraction", "give either this or holdout.source")
+        return self
 
 
 class DataSection(Table):
@@ -277,20 +285,30 @@ class DataSection(Table):
                 raise ContradictionError(key, "built-in text knows its own columns")
         if self.labels is not None:
             raise ContradictionError("labels", "built-in text knows its own labels")
+        if self.holdout.source is not None:
+            raise ContradictionError("holdout.source", "built-in text is split")
 
-    def _check_external(self) -> None:
-        is_file = self.source.endswith(FILE_SUFFIXES) or self.format is not None
-        if not is_file and not self.source.startswith(HUB_PREFIX):
-            raise ContradictionError(
-                "source",
-                f"name a file ({', '.join(FILE_SUFFIXES)}), "
-                f"{HUB_PREFIX}owner/name or {BUILTIN_SOURCES[0]}",
-            )
+    def _check_sources(self) -> None:
+        for key, source in (
+            ("source", self.source),
+            ("holdout.source", self.holdout.source),
+        ):
+            if source is None or self.format is not None:
+                continue
+            if not source.endswith(FILE_SUFFIXES) and not source.startswith(HUB_PREFIX):
+                raise ContradictionError(
+                    key,
+                    f"name a file ({', '.join(FILE_SUFFIXES)}), "
+                    f"{HUB_PREFIX}owner/name or {BUILTIN_SOURCES[0]}",
+                )
         if self.format is not None and self.source.startswith(HUB_PREFIX):
             raise ContradictionError("format", "belongs to files only")
         if self.columns is not None and not self.is_tsv:
             raise ContradictionError("columns", "belongs to files with format = 'tsv'")
         _require_unique("columns", self.columns or ())
+
+    def _check_external(self) -> None:
+        self._check_sources()
         for key, other in (("label_column", "labels"), ("labels", "label_column")):
             # Labels found in the records would themselves be released.
             if getattr(self, key) is None and getattr(self, other) is not None:

@@ -77,6 +77,10 @@ def test_a_broken_table_is_refused(
         ({"data__columns": ["a", "A"]}, "listed twice"),
         ({"data__source": "hub:a/b"}, "data.format: belongs to files only"),
         ({"data__text_column": None}, "data.text_column: required"),
+        ({"data__holdout": {}}, "data.holdout.fraction: give either"),
+        ({"data__holdout": {"fraction": 0.1, "source": "x"}}, "holdout.fraction"),
+        ({"data__holdout": {"source": "x.doc"}, "data__format": None,
+          "data__source": "x.tsv"}, "data.holdout.source: name a file"),
         ({"task__positive": "2"}, "task.positive: no label '2'"),
         ({"task__positive": None}, "task.positive: required with score = 'f1'"),
         ({"task__score": "roc"}, "task.score"),
@@ -162,6 +166,24 @@ def test_equal_pairs_are_held_out_together_and_equal_halves_are_not(
     table = load_external(DataSection.model_validate(values), folder)
     assert table.groups[0] == table.groups[1] != table.groups[2]
     assert len(set(table.record_keys())) == 3
+
+
+def test_a_test_set_of_its_own_takes_its_texts_out_of_training(
+    study: Study, folder: Path
+) -> None:
+    lines = (folder / "pairs.txt").read_text("utf-8").splitlines()
+    tested = [lines[0], *lines[5:15], "1\tbar\tbar", "0\tbel\tbar"]
+    (folder / "test.txt").write_text("\n".join(tested), encoding="utf-8")
+    values = study.canonical()
+    values["data"]["holdout"] = {"source": "test.txt"}
+    data = load_sites(load_study_dict(values, "tested"), folder)
+    assert data.holdout.texts[-2:] == ("bar", "bel")
+    assert data.holdout_rows == tuple(range(1, 13))
+    trained = {row for rows in data.rows.values() for row in rows}
+    assert trained == set(range(1, 241)) - set(range(5, 15))
+    values["data"]["holdout"] = {"source": "pairs.txt"}
+    with pytest.raises(DataError, match="holds every training record"):
+        load_sites(load_study_dict(values, "all"), folder)
 
 
 # The model
