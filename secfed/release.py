@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from secfed.adapters import AdaptedModel
+from secfed.adapters import AdaptedModel, file_name
 from secfed.types import LORA_A, LORA_B, LORA_R, MERGED, Adapter
 
 __all__ = ["plain_lora", "save_release"]
 
-_HEAD = "head."
 _NUMERICAL_RANK = 1e-6
 
 
@@ -30,25 +29,21 @@ def save_release(
         name: The base model's public name, written instead of the local path.
         folder: Made if needed.
     """
-    plain = plain_lora(adapter)
+    kind = model.kind
+    plain = plain_lora(adapter) if kind.is_product else adapter
     folder.mkdir(parents=True, exist_ok=True)
     named = {
-        _peft_name(own): np.ascontiguousarray(value)
+        file_name(own, in_modules=kind.in_modules): np.ascontiguousarray(value)
         for own, value in plain.tensors.items()
     }
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = copy.deepcopy(model.network.peft_config["default"])
     config.base_model_name_or_path = name
-    config.r = len(plain.tensors[plain.modules()[0] + LORA_A])
-    config.lora_alpha = plain.scaling * config.r
+    if kind.is_product:
+        config.r = len(plain.tensors[plain.modules()[0] + LORA_A])
+        config.lora_alpha = kind.lora_alpha(config.r, plain.scaling)
     config.inference_mode = True
     config.save_pretrained(str(folder))
-
-
-def _peft_name(name: str) -> str:
-    if name.startswith(_HEAD):
-        return f"base_model.model.classifier.{name.removeprefix(_HEAD)}"
-    return f"base_model.model.{name}.weight"
 
 
 def plain_lora(adapter: Adapter) -> Adapter:

@@ -9,10 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "HEAD",
+    "IA3",
     "LORA_A",
     "LORA_B",
     "LORA_R",
+    "MAGNITUDE",
     "MERGED",
+    "VIRTUAL",
     "Adapter",
     "LabelledTexts",
     "SiteData",
@@ -26,6 +30,11 @@ LORA_A = ".lora_A"
 LORA_B = ".lora_B"
 LORA_R = ".lora_R"
 MERGED = ".merged"
+MAGNITUDE = ".magnitude"
+IA3 = ".ia3"
+VIRTUAL = "virtual.tokens"
+HEAD = "head."
+"""Prefix of the classifier's tensors, which every rule trains and averages."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +49,23 @@ class Adapter:
     Some rules add ``<module>.lora_R`` (r, r) between the factors, for
     ``scaling * B @ R @ A``, or ``<module>.merged`` (out, in), a change that is
     folded into the frozen weight beside the factors.
+
+    Kinds that are no products (``secfed.study.kinds``) have other tensors, in PEFT's
+    shapes: ``<module>.magnitude`` (out,) beside the factors of DoRA,
+    ``<module>.ia3`` (out, 1) or (1, in), and ``virtual.tokens`` (tokens, numbers) of
+    prompts and prefixes. They have no ``modules`` and no ``delta``.
     """
 
     tensors: Tensors
     scaling: float
 
     def modules(self) -> tuple[str, ...]:
-        """The adapted modules' names, in wire order."""
+        """The modules whose change is a product of factors, in wire order."""
         return tuple(
-            name.removesuffix(LORA_A) for name in self.tensors if name.endswith(LORA_A)
+            name.removesuffix(LORA_A)
+            for name in self.tensors
+            if name.endswith(LORA_A)
+            and name.removesuffix(LORA_A) + MAGNITUDE not in self.tensors
         )
 
     def delta(self, module: str) -> NDArray[np.float64]:

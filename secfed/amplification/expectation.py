@@ -39,7 +39,7 @@ class Setting:
     Attributes:
         shapes: (d, k) of every adapted module: outputs and inputs.
         rank: r.
-        lora_alpha: The change of a module is ``lora_alpha / r * B @ A``.
+        lora_alpha: The change of a module is ``scaling * B @ A``.
         noise_multipliers: Sigma of every site.
         clip_norm: C.
         expected_batch: b.
@@ -51,6 +51,7 @@ class Setting:
             whole update, whatever the optimizer and its rate are.
         initial: The law of the frozen or starting factor.
         norm_b2: ``|B|**2`` of one module's clean B; 0 at the start of a study.
+        root_scaling: Whether the scaling falls with the root of the rank (rsLoRA).
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -66,6 +67,7 @@ class Setting:
     whole_site: bool = False
     initial: InitialLaw = "peft"
     norm_b2: float = 0.0
+    root_scaling: bool = False
 
     def __post_init__(self) -> None:
         if not self.shapes or not self.noise_multipliers:
@@ -81,8 +83,8 @@ class Setting:
 
     @property
     def scaling(self) -> float:
-        """``lora_alpha / r``."""
-        return self.lora_alpha / self.rank
+        """``lora_alpha / r``; of rsLoRA ``lora_alpha / sqrt(r)``."""
+        return self.lora_alpha / (self.rank**0.5 if self.root_scaling else self.rank)
 
     def noise_std(self, noise_multiplier: float, steps: int) -> float:
         """Noise per number of one site's update of a factor trained for ``steps``."""

@@ -85,6 +85,7 @@ class NoiseOutlook:
             whole_site=self.whole_site,
             initial=self.initial,
             norm_b2=self.norm_b2,
+            root_scaling=adapter.how.root_scaling,
         )
 
 
@@ -109,6 +110,13 @@ def noise_outlook(
     from secfed.model_files import adapted_shapes, find_model  # noqa: PLC0415
     from secfed.privacy.asked import plan_for  # noqa: PLC0415
 
+    if not study.adapter.how.is_product:
+        raise StudyError(
+            f"study {study.name}",
+            "adapter.kind",
+            f"{study.adapter.kind!r} is no product of factors, so that no rule "
+            "amplifies its noise: it is that of the trained numbers",
+        )
     if study.training.optimizer != "sgd" and study.privacy.unit != "site":
         raise StudyError(
             f"study {study.name}",

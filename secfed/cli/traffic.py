@@ -108,7 +108,7 @@ def _public_shapes(study: Study, base_dir: Path) -> Adapter | None:
         hidden = modules[-1].d
         tensors["head.bias"] = np.zeros(labels, np.float32)
         tensors["head.weight"] = np.zeros((labels, hidden), np.float32)
-    adapter = Adapter(tensors=tensors, scaling=study.adapter.lora_alpha / r)
+    adapter = Adapter(tensors=tensors, scaling=study.adapter.scaling)
     base = {m.name: np.zeros((m.d, m.k), np.float32) for m in modules}
     return strategy_of(study).init(adapter, 0, base).adapter
 

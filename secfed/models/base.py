@@ -92,6 +92,12 @@ class BaseModel:
     max_length: int
     compute_dtype: torch.dtype
     architecture: Architecture
+    quantisation: str | None = None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether adapted weights lie as (in, out); quantised ones never do."""
+        return self.architecture.transposed and self.quantisation is None
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secfed.errors import RoundAbortedError
-from secfed.types import Adapter, Tensors
+from secfed.types import HEAD, Adapter, Tensors
 
 __all__ = [
     "HEAD",
@@ -40,9 +40,6 @@ __all__ = [
     "sent_names",
     "trained_names",
 ]
-
-HEAD = "head."
-"""Prefix of the classifier's tensors, which every rule trains and averages."""
 
 Needs = Literal["sum", "singles", "nothing"]
 """What the coordinator must learn: a sum per round, each site's update, or nothing."""

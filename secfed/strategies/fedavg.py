@@ -6,6 +6,9 @@ Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024.
 
 Biased: ``mean(B) @ mean(A)`` is not ``mean(B @ A)``. With u the deviations from
 the means, the error is ``-mean(uB @ uA)``; ``amplification.measure`` reports it.
+
+It is also the rule for adapters that are no products: the plain mean of what is
+trained.
 """
 
 from __future__ import annotations
@@ -13,8 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secfed.strategies.base import HEAD, Strategy
-from secfed.types import LORA_A, LORA_B
+from secfed.strategies.base import Strategy
 
 __all__ = ["FedAvg"]
 
@@ -29,6 +31,6 @@ class FedAvg(Strategy):
     cost: ClassVar[str] = "n r (d + k)"
     exact: ClassVar[bool] = False
 
-    def trains(self, tensor: str, _round_number: int, /) -> bool:
-        """Both factors and the head, in every round."""
-        return tensor.endswith((LORA_A, LORA_B)) or tensor.startswith(HEAD)
+    def trains(self, _tensor: str, _round_number: int, /) -> bool:
+        """All that the adapter has, of whatever kind, in every round."""
+        return True

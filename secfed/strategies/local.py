@@ -11,15 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secfed.strategies.base import HEAD, Needs, SiteView, Strategy
-from secfed.types import LORA_A, LORA_B, Adapter
+from secfed.strategies.base import Needs, SiteView, Strategy
+from secfed.types import Adapter
 
 __all__ = ["Local"]
 
 
 @dataclass(frozen=True)
 class Local(Strategy):
-    """Sites train both factors and the head, and keep all of them."""
+    """Sites train the whole adapter, of whatever kind, and keep all of it."""
 
     name: ClassVar[str] = "local"
     title: ClassVar[str] = "train A and B at every site alone, send nothing (baseline)"
@@ -28,9 +28,9 @@ class Local(Strategy):
     needs: ClassVar[Needs] = "nothing"
     personal: ClassVar[bool] = True
 
-    def trains(self, tensor: str, _round_number: int, /) -> bool:
-        """Both factors and the head, in every round."""
-        return tensor.endswith((LORA_A, LORA_B)) or tensor.startswith(HEAD)
+    def trains(self, _tensor: str, _round_number: int, /) -> bool:
+        """All that the adapter has, in every round."""
+        return True
 
     def keeps(self, tensor: str, /) -> bool:
         """Everything."""

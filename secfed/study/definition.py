@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from secfed import canonical
 from secfed.errors import StudyError
+from secfed.study.kinds import refusal
 from secfed.study.reading import ContradictionError, Table, checked, nearest, read_toml
 from secfed.study.sections import (
     MIN_SITES,
@@ -84,6 +85,7 @@ class Study(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_task(self)
+        self._check_kind()
         self._check_cohort()
         self._check_units()
         self._check_nominal_units()
@@ -109,6 +111,27 @@ class Study(Table):
                     f"{key}.round", f"the study has {self.training.rounds} rounds"
                 )
         return self
+
+    def _check_kind(self) -> None:
+        """The method can train this kind of adapter on this base."""
+        kind, quantisation = self.adapter.how, self.model.quantisation
+        if quantisation is not None and not kind.by_rules:
+            raise ContradictionError(
+                "model.quantisation",
+                f"kind = {kind.name!r} takes gradients that are vectorised over "
+                f"records, and the layers of a base in {quantisation} cannot be",
+            )
+        asked = {"training.method": self.training.method}
+        for index, name in enumerate(self.compare.methods if self.compare else ()):
+            asked[f"compare.methods[{index + 1}]"] = name
+        for key, method in asked.items():
+            reason = refusal(kind, method, quantisation)
+            if reason:
+                raise ContradictionError(key, reason)
+        if self.compare and self.compare.ranks and not kind.has_rank:
+            raise ContradictionError(
+                "compare.ranks", f"kind = {kind.name!r} has no rank"
+            )
 
     def _check_compare(self) -> None:
         if self.compare is None:

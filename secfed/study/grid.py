@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from secfed.study.definition import Study, load_study_dict
+from secfed.study.kinds import KINDS
 from secfed.study.sections import WITHOUT_PRIVACY
 
 __all__ = ["CELLS", "Cell", "grid_cells", "is_grid"]
@@ -54,7 +55,7 @@ def is_grid(study: Study) -> bool:
 def grid_cells(study: Study) -> tuple[Cell, ...]:
     """Every cell, in the order of the study's lists; none if it is no grid.
 
-    Ranks keep ``lora_alpha / r``, the scale of an adapter, as in the study.
+    Ranks keep the scale of an adapter as in the study (of LoRA ``lora_alpha / r``).
 
     Raises:
         StudyError: A cell contradicts itself; the message names the cell.
@@ -101,8 +102,9 @@ def _cell(
 
 
 def _at_rank(adapter: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    scale = adapter["lora_alpha"] / adapter["r"]
-    return {**adapter, "r": rank, "lora_alpha": scale * rank}
+    kind = KINDS[adapter.get("kind", "lora")]
+    scale = kind.scaling(adapter["r"], adapter["lora_alpha"])
+    return {**adapter, "r": rank, "lora_alpha": kind.lora_alpha(rank, scale)}
 
 
 def _plain(value: float | str) -> str:

@@ -6,6 +6,7 @@ Rules that need two tables stand in ``secfed.study.definition``.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self
 
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from secfed.study.kinds import KINDS, REFUSED_KINDS, AdapterKind
 from secfed.study.reading import ContradictionError, Table, nearest
 
 __all__ = [
@@ -342,6 +344,10 @@ class ModelSection(Table):
     max_length: Annotated[int, Field(ge=4, le=8192)] = 64
     pooling: Literal["mean"] = "mean"
     dtype: Literal["bfloat16", "float32"] = "float32"
+    # How the frozen weights of the layers are kept, at all sites alike.
+    quantisation: Annotated[
+        Literal["nf4", "int8"] | None, BeforeValidator(_none_as_missing)
+    ] = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -356,27 +362,95 @@ class ModelSection(Table):
         return self
 
 
-class AdapterSection(Table):
-    """``[adapter]``: LoRA and the classification head."""
+def _is_lora(kind: str) -> bool:
+    return kind == "lora"
 
-    r: Rank
-    lora_alpha: Positive
+
+class AdapterSection(Table):
+    """``[adapter]``: what is trained besides the classification head.
+
+    What a kind has no use for is 0 or empty, and then not a part of the digest.
+    """
+
+    kind: str = Field(default="lora", exclude_if=_is_lora)
+    r: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, exclude_if=operator.not_)
+    lora_alpha: NotNegative = Field(default=0.0, exclude_if=operator.not_)
+    # Of prompt and prefix.
+    virtual_tokens: Annotated[int, Field(ge=0, le=1024)] = Field(
+        default=0, exclude_if=operator.not_
+    )
     target_modules: Texts = ("query", "value")
+    # Of ia3: those of the targets whose inputs are scaled and not their outputs.
+    feedforward_modules: Texts = Field(default=(), exclude_if=operator.not_)
     layers: Annotated[int, Field(ge=0)] = 0
     # Of sites that train at a smaller rank than r, for rules that allow it.
     ranks: Mapping[str, Annotated[int, Field(ge=1)]] | None = None
     head_init: Literal["names", "zero"] = "zero"
     seed: Seed = 0
 
+    @property
+    def how(self) -> AdapterKind:
+        """What the kind of adapter is."""
+        return KINDS[self.kind]
+
+    @property
+    def scaling(self) -> float:
+        """What a product of factors is multiplied by; 1 without factors."""
+        return self.how.scaling(self.r, self.lora_alpha)
+
     @model_validator(mode="after")
-    def _modules(self) -> Self:
-        if not self.target_modules:
-            raise ContradictionError("target_modules", "name at least one module")
-        _require_unique("target_modules", self.target_modules)
+    def _kind(self) -> Self:
+        if self.kind in REFUSED_KINDS:
+            raise ContradictionError(
+                "kind", f"{self.kind!r} is not offered: {REFUSED_KINDS[self.kind]}"
+            )
+        if self.kind not in KINDS:
+            raise ContradictionError(
+                "kind", f"unknown kind {self.kind!r}; {nearest(self.kind, KINDS)}"
+            )
+        self._check_numbers(self.how)
+        self._check_modules(self.how)
         for site, rank in (self.ranks or {}).items():
             if rank > self.r:
                 raise ContradictionError(f"ranks.{site}", f"is above r = {self.r}")
         return self
+
+    def _check_numbers(self, kind: AdapterKind) -> None:
+        """Every kind has its own numbers, and no others."""
+        for key, belongs in (
+            ("r", kind.has_rank),
+            ("lora_alpha", kind.has_rank),
+            ("virtual_tokens", not kind.in_modules),
+        ):
+            given = getattr(self, key)
+            if bool(given) != belongs:
+                said = "does not belong to" if given else "must be above 0 with"
+                raise ContradictionError(key, f"{said} kind = {kind.name!r}")
+        for key, allowed in (
+            ("ranks", kind.is_product),
+            ("feedforward_modules", kind.name == "ia3"),
+            ("layers", kind.in_modules),
+        ):
+            if getattr(self, key) and not allowed:
+                raise ContradictionError(
+                    key, f"does not belong to kind = {kind.name!r}"
+                )
+
+    def _check_modules(self, kind: AdapterKind) -> None:
+        if not kind.in_modules and self.target_modules:
+            raise ContradictionError(
+                "target_modules",
+                f"kind = {kind.name!r} changes what all layers see and no module of "
+                "them; write target_modules = []",
+            )
+        if kind.in_modules and not self.target_modules:
+            raise ContradictionError("target_modules", "name at least one module")
+        _require_unique("target_modules", self.target_modules)
+        for name in self.feedforward_modules:
+            if name not in self.target_modules:
+                raise ContradictionError(
+                    "feedforward_modules", f"{name!r} is not in target_modules"
+                )
 
 
 class TrainingSection(Table):

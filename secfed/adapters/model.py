@@ -1,43 +1,22 @@
-"""LoRA adapters: the only module that touches PEFT.
-
-Between PEFT's parameters and the named arrays of :class:`secfed.types.Adapter`
-there is exactly one mapping, and it is strict in both directions (PITFALLS 34).
-"""
+"""The adapted model: what trains, is read and is written."""
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection
 
 import numpy as np
 import peft
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from secfed.adapters.names import FACTOR, PEFT_PREFIX, own_name
 from secfed.errors import ModelError
-from secfed.models import BaseModel, decoder_of, encode_prefix, run_layers
-from secfed.study.sections import AdapterSection
-from secfed.types import LORA_A, LORA_B, LORA_R, MERGED, Adapter, Tensors
+from secfed.models import BaseModel, decoder_of, run_layers
+from secfed.study.kinds import AdapterKind
+from secfed.types import LORA_A, LORA_R, MERGED, Tensors
 
-__all__ = [
-    "AdaptedModel",
-    "CausalModel",
-    "SequenceClassifier",
-    "attach_adapter",
-    "head_from_names",
-    "initial_adapter",
-    "load_adapter",
-    "save_adapter",
-]
-
-_PEFT_PREFIX = "base_model.model."
-_HEAD = "classifier"
-_FACTOR, _CORE = ".lora_B.default", 0
-"""Where the core of ``B @ R @ A`` stands: before B, in a sequence of two layers."""
+__all__ = ["AdaptedModel", "CausalModel", "SequenceClassifier"]
 
 
 class AdaptedModel(nn.Module):
@@ -47,8 +26,15 @@ class AdaptedModel(nn.Module):
     logits. It shares its parameters with ``network``, the whole PEFT model.
     """
 
-    def __init__(self, base: BaseModel, network: peft.PeftModel, first: int) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        network: peft.PeftModel,
+        first: int,
+        kind: AdapterKind,
+    ) -> None:
         super().__init__()
+        self.kind = kind
         self.upper = nn.ModuleList(list(base.layers)[first:])
         self.compute_dtype = base.compute_dtype
         self.first_layer = first
@@ -69,7 +55,7 @@ class AdaptedModel(nn.Module):
         """The adapter's parameters under their names in ``Adapter.tensors``."""
         found: dict[str, nn.Parameter] = {}
         for name, parameter in self.network.named_parameters():
-            short = _adapter_name(name)
+            short = own_name(name)
             if short is not None:
                 found[short] = parameter
         return dict(sorted(found.items()))
@@ -123,7 +109,7 @@ class AdaptedModel(nn.Module):
         for name in self.named():
             if name.endswith(LORA_A):
                 module = name.removesuffix(LORA_A)
-                layer = self.network.get_submodule(_PEFT_PREFIX + module)
+                layer = self.network.get_submodule(PEFT_PREFIX + module)
                 found[module] = layer.get_base_layer()
         return found
 
@@ -146,10 +132,7 @@ class AdaptedModel(nn.Module):
     def _set_cores(self, *, present: bool) -> None:
         """Put a trainable (r, r) layer between the factors, or take it out."""
         for name, layer in list(self.network.named_modules()):
-            if (
-                not name.endswith(_FACTOR)
-                or isinstance(layer, nn.Sequential) == present
-            ):
+            if not name.endswith(FACTOR) or isinstance(layer, nn.Sequential) == present:
                 continue
             factor = layer if present else layer[-1]
             rank = factor.in_features
@@ -169,8 +152,10 @@ class AdaptedModel(nn.Module):
 class SequenceClassifier(AdaptedModel):
     """The adapted layers, the mean over real tokens, and the head."""
 
-    def __init__(self, base: BaseModel, network: peft.PeftModel, first: int) -> None:
-        super().__init__(base, network, first)
+    def __init__(
+        self, base: BaseModel, network: peft.PeftModel, first: int, kind: AdapterKind
+    ) -> None:
+        super().__init__(base, network, first, kind)
         self.head = network.get_base_model().classifier
 
     def pooled(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -189,8 +174,10 @@ class SequenceClassifier(AdaptedModel):
 class CausalModel(AdaptedModel):
     """The adapted layers, the last norm, and the frozen layer of the vocabulary."""
 
-    def __init__(self, base: BaseModel, network: peft.PeftModel, first: int) -> None:
-        super().__init__(base, network, first)
+    def __init__(
+        self, base: BaseModel, network: peft.PeftModel, first: int, kind: AdapterKind
+    ) -> None:
+        super().__init__(base, network, first, kind)
         inner = network.get_base_model()
         self._decoder = decoder_of(inner.config)
         self.norm, self.vocabulary = self._decoder.top(inner)
@@ -230,17 +217,6 @@ def _upright(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     return weight.T if _is_transposed(layer) else weight
 
 
-def _adapter_name(peft_name: str) -> str | None:
-    """Map a PEFT parameter name to ours; None for parameters of the base."""
-    name = peft_name.removeprefix(_PEFT_PREFIX)
-    if ".lora_" in name:
-        name = name.replace(f"{_FACTOR}.{_CORE}.weight", LORA_R)
-        return name.replace(".default.1.weight", "").replace(".default.weight", "")
-    if f"{_HEAD}.modules_to_save.default." in name:
-        return name.replace(f"{_HEAD}.modules_to_save.default.", "head.")
-    return None
-
-
 def _checked(
     name: str, value: NDArray[np.float32], shape: tuple[int, ...]
 ) -> torch.Tensor:
@@ -254,129 +230,3 @@ def _checked(
             f"{name}: shape {tuple(tensor.shape)}, the model needs {tuple(shape)}"
         )
     return tensor
-
-
-def attach_adapter(base: BaseModel, section: AdapterSection) -> AdaptedModel:
-    """Wrap the base with PEFT LoRA layers.
-
-    A classifier's head becomes ``modules_to_save``; a language model has none.
-
-    Raises:
-        ModelError: The study's modules, layers or rank do not fit the model.
-    """
-    total = len(base.layers)
-    first = 0 if section.layers == 0 else total - section.layers
-    if first < 0:
-        raise ModelError(f"[adapter] layers: the base model has only {total} layers")
-    config = peft.LoraConfig(
-        task_type=base.architecture.task_type,
-        r=section.r,
-        lora_alpha=section.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=list(section.target_modules),
-        layers_to_transform=list(range(first, total)),
-        fan_in_fan_out=base.architecture.transposed,
-        bias="none",
-    )
-    try:
-        with warnings.catch_warnings():
-            # PEFT 0.21 asks Transformers under a name that is being replaced.
-            warnings.filterwarnings("ignore", message=".is_gradient_checkpointing")
-            network = peft.get_peft_model(base.network, config)
-    except ValueError as error:
-        raise ModelError(f"[adapter] target_modules: {error}") from error
-    _require_targets(section, network.base_model.targeted_module_names)
-    network.eval()
-    causal = base.architecture.task_type == "CAUSAL_LM"
-    kind = CausalModel if causal else SequenceClassifier
-    model = kind(base, network, first)
-    _require_rank(section.r, model)
-    return model
-
-
-def _require_rank(rank: int, model: AdaptedModel) -> None:
-    """Refuse factors that are larger than the weight they change."""
-    for name, parameter in model.named().items():
-        smallest = min(parameter.shape)  # of A: r or in; of B: out or r
-        if name.endswith((LORA_A, LORA_B)) and smallest < rank:
-            module = name.rpartition(".")[0]
-            raise ModelError(
-                f"[adapter] r: {rank} is too much for {module}, whose weight has a "
-                f"side of {smallest}; its change has at most that rank"
-            )
-
-
-def _require_targets(section: AdapterSection, found: Sequence[str]) -> None:
-    """PEFT is content when one of several targets is found; we are not."""
-    missing = [
-        name
-        for name in section.target_modules
-        if not any(f".{layer}".endswith(f".{name}") for layer in found)
-    ]
-    if missing:
-        short = sorted({layer.rpartition(".")[2] for layer in found})
-        raise ModelError(
-            f"[adapter] target_modules: no layer is called {', '.join(missing)}; "
-            f"found were {', '.join(short)}"
-        )
-
-
-def initial_adapter(model: AdaptedModel, section: AdapterSection) -> Adapter:
-    """The public start: A uniform on (-1/sqrt(in), 1/sqrt(in)), B and head zero.
-
-    The same at every site, from ``[adapter] seed`` (PEFT's default law of A;
-    Hu et al., ICLR 2022, section 4.1 for B = 0).
-    """
-    generator = np.random.default_rng(section.seed)
-    tensors: dict[str, NDArray[np.float32]] = {}
-    for name, parameter in model.named().items():
-        shape = tuple(parameter.shape)
-        if name.endswith(LORA_A):
-            bound = 1.0 / np.sqrt(shape[1])
-            value = generator.uniform(-bound, bound, size=shape)
-        else:
-            value = np.zeros(shape)
-        tensors[name] = value.astype(np.float32)
-    return Adapter(tensors=tensors, scaling=section.lora_alpha / section.r)
-
-
-def head_from_names(
-    base: BaseModel, model: SequenceClassifier, names: tuple[str, ...], scale: float
-) -> Tensors:
-    """A public start of the head: the classes' own names, embedded by the base.
-
-    Row c of the weight is ``scale`` times the unit embedding of name c, centred
-    over the classes. Uses no record, so it costs no privacy.
-    """
-    features = encode_prefix(base, names, model.first_layer)
-    with torch.inference_mode():
-        pooled = model.pooled(*features.batch(np.arange(len(names)))).numpy()
-    unit = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
-    weight = (scale * (unit - unit.mean(axis=0))).astype(np.float32)
-    return {"head.weight": weight, "head.bias": np.zeros(len(names), np.float32)}
-
-
-def save_adapter(adapter: Adapter, path: Path) -> None:
-    """Write an adapter between rounds (``scaling`` is in the metadata)."""
-    save_file(
-        {name: np.ascontiguousarray(value) for name, value in adapter.tensors.items()},
-        path,
-        metadata={"scaling": json.dumps(adapter.scaling)},
-    )
-
-
-def load_adapter(path: Path, like: Adapter) -> Adapter:
-    """Read what ``save_adapter`` wrote; it must fit ``like`` exactly.
-
-    Raises:
-        ModelError: The file is damaged or belongs to another study.
-    """
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own Rust exception type
-        raise ModelError(f"{path}: not a readable adapter: {error}") from error
-    shapes = {name: value.shape for name, value in like.tensors.items()}
-    if {name: value.shape for name, value in tensors.items()} != shapes:
-        raise ModelError(f"{path}: holds another adapter than the study describes")
-    ordered = {name: tensors[name] for name in like.tensors}
-    return Adapter(tensors=ordered, scaling=like.scaling)

@@ -1,0 +1,24 @@
+"""Adapters of every kind: the only package that touches PEFT.
+
+``names`` holds the one mapping between PEFT's parameters and the named arrays of
+:class:`secfed.types.Adapter`, strict in both directions (PITFALLS 34); ``model`` what
+is trained, ``attach`` how a base gets its adapter and the public start of it, ``files``
+the adapter between rounds.
+"""
+
+from secfed.adapters.attach import attach_adapter, head_from_names, initial_adapter
+from secfed.adapters.files import load_adapter, save_adapter
+from secfed.adapters.model import AdaptedModel, CausalModel, SequenceClassifier
+from secfed.adapters.names import file_name
+
+__all__ = [
+    "AdaptedModel",
+    "CausalModel",
+    "SequenceClassifier",
+    "attach_adapter",
+    "file_name",
+    "head_from_names",
+    "initial_adapter",
+    "load_adapter",
+    "save_adapter",
+]
