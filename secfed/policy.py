@@ -24,6 +24,9 @@ _Digests = Annotated[tuple[Sha256, ...], BeforeValidator(_as_tuple)]
 _Units = Annotated[
     tuple[Literal["record", "person", "site"], ...], BeforeValidator(_as_tuple)
 ]
+_Quantisations = Annotated[
+    tuple[Literal["none", "nf4", "int8"], ...], BeforeValidator(_as_tuple)
+]
 
 
 class SitePolicy(Table):
@@ -48,6 +51,8 @@ class SitePolicy(Table):
     allowed_model_sha256: _Digests
     # A whole site as the unit is another promise, so it is allowed by name only.
     allowed_units: _Units = ("record", "person")
+    # So is a base in few bits: its adapter is fitted to the rounded weights.
+    allowed_quantisations: _Quantisations = ("none",)
     require_mode: Literal["malicious"] = "malicious"
     # Folder of the budget files, shared by all runs on these people.
     budget_dir: str | None = None
@@ -156,6 +161,11 @@ def _allowed(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
     if study.model.sha256 not in policy.allowed_model_sha256:
         refusals.append(
             f"model.sha256 {study.model.sha256} is not in allowed_model_sha256"
+        )
+    quantisation = study.model.quantisation or "none"
+    if quantisation not in policy.allowed_quantisations:
+        refusals.append(
+            f"model.quantisation {quantisation!r} is not in allowed_quantisations"
         )
     if study.privacy.unit not in policy.allowed_units:
         refusals.append(

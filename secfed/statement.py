@@ -125,6 +125,7 @@ def build_statement(
             "title": study["study"]["title"],
             "method": study["training"]["method"],
             "digest": digest(study),
+            **_base(study["model"]),
         },
         "guarantee": _guarantee_section(plan, privacy, _block(study)),
         "sites": sites,
@@ -153,6 +154,12 @@ def build_statement(
         "provenance": dict(context.provenance) or UNKNOWN,
         "limits": list(_limits(privacy["unit"])),
     }
+
+
+def _base(model: Mapping[str, Any]) -> JsonObject:
+    """How the frozen weights were kept, where they were rounded to few bits."""
+    kept = model.get("quantisation")
+    return {} if kept is None else {"base_quantisation": kept}
 
 
 def _events(site: str, rounds: Sequence[Started]) -> list[Any]:

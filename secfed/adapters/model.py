@@ -12,7 +12,13 @@ from torch import nn
 
 from secfed.adapters.names import FACTOR, PEFT_PREFIX, own_name
 from secfed.errors import ModelError
-from secfed.models import BaseModel, decoder_of, run_layers
+from secfed.models import (
+    BaseModel,
+    decoder_of,
+    dense_weight,
+    is_quantised,
+    run_layers,
+)
 from secfed.study.kinds import AdapterKind
 from secfed.types import LORA_A, LORA_R, MERGED, Tensors
 
@@ -96,7 +102,7 @@ class AdaptedModel(nn.Module):
     def base_weights(self) -> dict[str, NDArray[np.float32]]:
         """The frozen weight (out, in) of every adapted module, nothing folded in."""
         return {
-            module: _upright(layer, self._frozen.get(module, layer.weight))
+            module: _upright(layer, self._frozen.get(module, dense_weight(layer)))
             .float()
             .numpy(force=True)
             .copy()
@@ -209,7 +215,8 @@ def _is_transposed(layer: nn.Module) -> bool:
 
 def _is_foldable(layer: nn.Module) -> bool:
     """Whether a layer is its weight and nothing else: not one of a quantised base."""
-    return type(layer) is nn.Linear or _is_transposed(layer)
+    plain = type(layer) is nn.Linear or _is_transposed(layer)
+    return plain and not is_quantised(layer)
 
 
 def _upright(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:

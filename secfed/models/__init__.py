@@ -6,8 +6,8 @@ or by an installed package that carries the weights; nothing is ever downloaded
 that the study pins.
 
 ``base`` holds what all models share and the states that are computed once,
-``encoder`` the classifiers, ``decoder`` the causal language models, ``conversion``
-the one-time way from other formats.
+``encoder`` the classifiers, ``decoder`` the causal language models, ``quantisation``
+frozen weights in few bits, ``conversion`` the one-time way from other formats.
 """
 
 from secfed.model_files import find_model
@@ -28,9 +28,16 @@ from secfed.models.decoder import (
     load_causal_model,
 )
 from secfed.models.encoder import encode_prefix, load_base_model, run_layers
+from secfed.models.quantisation import (
+    PACKAGES,
+    dense_weight,
+    is_quantised,
+    packed_digest,
+)
 
 __all__ = [
     "AnswerFeatures",
+    "PACKAGES",
     "Architecture",
     "BaseModel",
     "Features",
@@ -39,11 +46,14 @@ __all__ = [
     "compute_dtype",
     "decoder_of",
     "encode_answers",
+    "dense_weight",
     "encode_blocks",
     "encode_prefix",
     "find_model",
+    "is_quantised",
     "load_base_model",
     "load_causal_model",
+    "packed_digest",
     "padded_batches",
     "run_layers",
 ]

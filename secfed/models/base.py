@@ -83,7 +83,8 @@ class BaseModel:
     """A frozen model in evaluation mode.
 
     ``network`` is an object of Transformers, every parameter frozen; ``tokenizer``
-    is None where texts come as tokens; ``digest`` is the SHA-256 of the weights file.
+    is None where texts come as tokens; ``digest`` is the SHA-256 of the weights file,
+    ``rounded_digest`` that of the layers as they multiply, where they are quantised.
     """
 
     network: nn.Module
@@ -93,6 +94,7 @@ class BaseModel:
     compute_dtype: torch.dtype
     architecture: Architecture
     quantisation: str | None = None
+    rounded_digest: str | None = None
 
     @property
     def transposed(self) -> bool:

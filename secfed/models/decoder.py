@@ -27,6 +27,7 @@ from secfed.models.base import (
     offline_transformers,
     open_folder,
 )
+from secfed.models.quantisation import made_exact, settings_for
 from secfed.study.sections import ModelSection
 
 __all__ = [
@@ -175,6 +176,7 @@ def load_causal_model(section: ModelSection, base_dir: Path) -> BaseModel:
             dtype=torch.float32,
             # Causal by itself; the eager one would have to be given a mask.
             attn_implementation="sdpa",
+            **settings_for(transformers, section.quantisation),
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: not a usable causal model: {error}") from error
@@ -193,6 +195,8 @@ def load_causal_model(section: ModelSection, base_dir: Path) -> BaseModel:
         max_length=section.max_length,
         compute_dtype=compute_dtype(section.dtype),
         architecture=decoder,
+        quantisation=section.quantisation,
+        rounded_digest=made_exact(decoder.layers(network), section.quantisation),
     )
 
 

@@ -29,6 +29,7 @@ from secfed.models.base import (
     offline_transformers,
     open_folder,
 )
+from secfed.models.quantisation import made_exact, settings_for
 from secfed.study.sections import ModelSection
 
 __all__ = ["Encoder", "encode_prefix", "load_base_model", "run_layers"]
@@ -90,6 +91,7 @@ def load_base_model(
             # and the DP noise regularises more than dropout would.
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
+            **settings_for(transformers, section.quantisation),
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: not a usable encoder: {error}") from error
@@ -99,13 +101,16 @@ def load_base_model(
     nn.init.zeros_(network.classifier.bias)
     network.requires_grad_(requires_grad=False)
     network.eval()
+    kind = Encoder()
     return BaseModel(
         network=network,
         tokenizer=tokenizer,
         digest=digest,
         max_length=section.max_length,
         compute_dtype=compute_dtype(section.dtype),
-        architecture=Encoder(),
+        architecture=kind,
+        quantisation=section.quantisation,
+        rounded_digest=made_exact(kind.layers(network), section.quantisation),
     )
 
 

@@ -35,6 +35,7 @@ from secfed.entries import (
 from secfed.errors import BudgetExceededError, RunDirectoryError
 from secfed.ledger import Ledger
 from secfed.manifest import write_manifest
+from secfed.models import PACKAGES
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget, Charge
@@ -443,8 +444,21 @@ class ArmRecord:
                 "python": platform.python_version(),
                 **{name: version(name) for name in packages},
                 "base model sha256": self._prepared.base.digest,
+                **self._quantised(),
             },
         )
+
+    def _quantised(self) -> dict[str, str]:
+        """What the frozen weights became, where they are kept in few bits."""
+        base = self._prepared.base
+        if base.quantisation is None or base.rounded_digest is None:
+            return {}
+        package = PACKAGES[base.quantisation]
+        return {
+            package: version(package),
+            "base quantisation": base.quantisation,
+            "base as it multiplies sha256": base.rounded_digest,
+        }
 
 
 def empty_line(number: int, status: str, scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ _RELATIVE_TOLERANCE = 1e-4
 """Room for another processor's floating point; a claim is not off by so little."""
 
 _RECOMPUTED: dict[str, tuple[str, ...]] = {
-    "study": ("name", "title", "method", "digest"),
     "guarantee": ("unit", "neighbouring", "delta", "epsilon_limit"),
     "across_sites": ("epsilon", "delta"),
     "execution": ("simulation_seed", "verdict"),
@@ -156,7 +155,9 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
     )
     if not isinstance(statement, dict) or statement.keys() != again.keys():
         raise VerificationError("statement.json: not the sections of a statement")
-    pairs = [(name, statement[name], again[name]) for name in ("private", "sites")]
+    pairs = [
+        (name, statement[name], again[name]) for name in ("private", "study", "sites")
+    ]
     for section, keys in _RECOMPUTED.items():
         pairs += [
             (f"{section}.{key}", statement[section][key], again[section][key])
