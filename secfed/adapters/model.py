@@ -17,7 +17,6 @@ from secfed.models import (
     decoder_of,
     dense_weight,
     is_quantised,
-    run_layers,
 )
 from secfed.study.kinds import AdapterKind
 from secfed.types import LORA_A, LORA_R, MERGED, Tensors
@@ -41,7 +40,9 @@ class AdaptedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.kind = kind
-        self.upper = nn.ModuleList(list(base.layers)[first:])
+        self.upper = nn.ModuleList(list(base.layers)[max(first, 0) :])
+        self.virtual = _virtual_tokens(network)
+        self.architecture = base.architecture
         self.compute_dtype = base.compute_dtype
         self.first_layer = first
         self._network = [network]  # in a list: not a submodule, counted once
@@ -56,6 +57,26 @@ class AdaptedModel(nn.Module):
         """The number format of the frozen part, as a context."""
         enabled = self.compute_dtype is torch.bfloat16
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def through(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The last layer's states at the places of the text.
+
+        Virtual tokens stand before every text, and are embedded for each: so the
+        gradient of every record is its own.
+        """
+        inner, kind = self.network.get_base_model(), self.architecture
+        if self.virtual is None:
+            return kind.run(inner, self.upper, states, mask)
+        rows, count = len(states), self.virtual.num_embeddings
+        if self.kind.name == "prefix":
+            placed = kind.placed(inner, states, count)
+            past = self.network.get_prompt(rows)
+            return kind.run(inner, self.upper, placed, mask, past)
+        numbers = torch.arange(count, device=states.device).expand(rows, count)
+        words = torch.cat([self.virtual(numbers), states], dim=1)
+        seen = torch.cat([mask.new_ones(rows, count), mask], dim=1)
+        placed = kind.placed(inner, words, 0)
+        return kind.run(inner, self.upper, placed, seen)[:, count:]
 
     def named(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters under their names in ``Adapter.tensors``."""
@@ -167,7 +188,7 @@ class SequenceClassifier(AdaptedModel):
     def pooled(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Mean of the last layer's states over the real tokens, float32."""
         with self.precision(states.device):
-            top = run_layers(self.upper, states, mask)
+            top = self.through(states, mask)
         weights = mask[:, :, None].to(torch.float32)
         return (top.float() * weights).sum(1) / weights.sum(1)
 
@@ -185,8 +206,7 @@ class CausalModel(AdaptedModel):
     ) -> None:
         super().__init__(base, network, first, kind)
         inner = network.get_base_model()
-        self._decoder = decoder_of(inner.config)
-        self.norm, self.vocabulary = self._decoder.top(inner)
+        self.norm, self.vocabulary = decoder_of(inner.config).top(inner)
 
     def forward(
         self,
@@ -199,13 +219,21 @@ class CausalModel(AdaptedModel):
         ``places`` (n, k), int64, asks for those of k places in every row only: the
         layer of the vocabulary is most of the work where few layers are adapted.
         """
-        inner = self.network.get_base_model()
         with self.precision(states.device):
-            top = self._decoder.run(inner, self.upper, states, mask)
+            top = self.through(states, mask)
             if places is not None:
                 top = torch.take_along_dim(top, places[:, :, None], dim=1)
             logits: torch.Tensor = self.vocabulary(self.norm(top))
         return logits.float()
+
+
+def _virtual_tokens(network: peft.PeftModel) -> nn.Embedding | None:
+    """Where the numbers of virtual tokens are kept; None where there are none."""
+    encoders = getattr(network, "prompt_encoder", None)
+    if encoders is None:
+        return None
+    found: nn.Embedding = encoders["default"].embedding
+    return found
 
 
 def _is_transposed(layer: nn.Module) -> bool:

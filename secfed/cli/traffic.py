@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from secfed.cli.outlook import SiteOutlook
+    from secfed.model_files import ModuleShape
     from secfed.study import Study
+    from secfed.study.sections import AdapterSection
     from secfed.types import Adapter
 
 _NARROW_BYTES, _WIDE_BYTES = 2, 4
@@ -92,17 +94,18 @@ def _public_shapes(study: Study, base_dir: Path) -> Adapter | None:
 
     from secfed.model_files import adapted_shapes, find_model  # noqa: PLC0415
     from secfed.strategies import strategy_of  # noqa: PLC0415
-    from secfed.types import LORA_A, LORA_B, Adapter  # noqa: PLC0415
+    from secfed.types import Adapter  # noqa: PLC0415
 
+    if not study.adapter.how.in_modules:
+        return None
     try:
         modules = adapted_shapes(find_model(study.model, base_dir), study.adapter)
     except ModelError:
         return None
-    r = study.adapter.r
     tensors: dict[str, NDArray[np.float32]] = {}
     for module in modules:
-        tensors[module.name + LORA_A] = np.zeros((r, module.k), np.float32)
-        tensors[module.name + LORA_B] = np.zeros((module.d, r), np.float32)
+        for name, shape in _tensors_of(module, study.adapter).items():
+            tensors[name] = np.zeros(shape, np.float32)
     if not study.is_causal_lm:
         labels = _num_labels(study)
         hidden = modules[-1].d
@@ -111,6 +114,21 @@ def _public_shapes(study: Study, base_dir: Path) -> Adapter | None:
     adapter = Adapter(tensors=tensors, scaling=study.adapter.scaling)
     base = {m.name: np.zeros((m.d, m.k), np.float32) for m in modules}
     return strategy_of(study).init(adapter, 0, base).adapter
+
+
+def _tensors_of(
+    module: ModuleShape, section: AdapterSection
+) -> dict[str, tuple[int, ...]]:
+    """What the adapter has in one module."""
+    from secfed.types import IA3, LORA_A, LORA_B, MAGNITUDE  # noqa: PLC0415
+
+    name, r = module.name, section.r
+    if not section.how.has_rank:
+        ends = tuple(f".{end}" for end in section.feedforward_modules)
+        inner = bool(ends) and f".{name}".endswith(ends)
+        return {name + IA3: (1, module.k) if inner else (module.d, 1)}
+    lengths = {} if section.how.is_product else {name + MAGNITUDE: (module.d,)}
+    return {name + LORA_A: (r, module.k), name + LORA_B: (module.d, r), **lengths}
 
 
 def _num_labels(study: Study) -> int:

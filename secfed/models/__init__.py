@@ -13,6 +13,7 @@ frozen weights in few bits, ``conversion`` the one-time way from other formats.
 from secfed.model_files import find_model
 from secfed.models.base import (
     AnswerFeatures,
+    WORDS,
     Architecture,
     BaseModel,
     Features,
@@ -38,6 +39,7 @@ from secfed.models.quantisation import (
 __all__ = [
     "AnswerFeatures",
     "PACKAGES",
+    "WORDS",
     "Architecture",
     "BaseModel",
     "Features",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from secfed.study.sections import ModelSection
 
 __all__ = [
     "AnswerFeatures",
+    "WORDS",
     "Architecture",
     "BaseModel",
     "Features",
@@ -34,6 +35,10 @@ __all__ = [
 ]
 
 _PREFIX_BATCH_TOKENS = 8192
+
+WORDS: Final = -1
+"""In place of the first adapted layer: nothing is computed below but the words, for
+adapters that put something before them."""
 
 
 class Architecture(Protocol):
@@ -53,14 +58,19 @@ class Architecture(Protocol):
         """The transformer layers, lowest first."""
         ...
 
-    def embed(
+    def words(self, network: nn.Module, tokens: torch.Tensor, /) -> torch.Tensor:
+        """The words alone (n, tokens, hidden), without their places."""
+        ...
+
+    def placed(
         self,
         network: nn.Module,
-        tokens: torch.Tensor,
+        words: torch.Tensor,
+        before: int,
         segments: torch.Tensor | None = None,
         /,
     ) -> torch.Tensor:
-        """States (n, tokens, hidden) below the first layer.
+        """States below the first layer, of words with ``before`` tokens before them.
 
         ``segments`` are the numbers of the tokens' segments, where a model has them.
         """
@@ -72,9 +82,19 @@ class Architecture(Protocol):
         layers: Sequence[nn.Module] | nn.ModuleList,
         states: torch.Tensor,
         mask: torch.Tensor,
+        past: Any = None,
         /,
     ) -> torch.Tensor:
-        """Apply some of the layers; ``mask`` is True where a token is real."""
+        """Apply some of the layers; ``mask`` is True where a token is real.
+
+        Args:
+            network: That the layers are of.
+            layers: Lowest first.
+            states: (n, tokens, hidden).
+            mask: (n, tokens).
+            past: Keys and values that every token sees besides; a cache of
+                Transformers', for causal models only.
+        """
         ...
 
 
@@ -276,7 +296,7 @@ def compute_states(
     progress: Callable[[int, int], None],
     segments: Sequence[Sequence[int]] | None = None,
 ) -> Features:
-    """Run token ids through everything below ``first_layer``, once.
+    """Run token ids through everything below ``first_layer``, or ``WORDS``, once.
 
     ``segments`` are the numbers of every token's segment, for texts of two.
     """
@@ -284,7 +304,7 @@ def compute_states(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     hidden = base.network.config.hidden_size  # type: ignore[union-attr]
     states = torch.empty(int(offsets[-1]), int(hidden), dtype=base.compute_dtype)  # type: ignore[arg-type]
-    below, kind = base.layers[:first_layer], base.architecture
+    below, kind = base.layers[: max(first_layer, 0)], base.architecture
     done = 0
     with torch.inference_mode():
         for rows in padded_batches(lengths, np.arange(len(ids)), _PREFIX_BATCH_TOKENS):
@@ -299,8 +319,10 @@ def compute_states(
                 dtype=torch.bfloat16,
                 enabled=base.compute_dtype is torch.bfloat16,
             ):
-                out = kind.embed(base.network, tokens, parts)
-                out = kind.run(base.network, below, out, mask)
+                out = kind.words(base.network, tokens)
+                if first_layer != WORDS:
+                    out = kind.placed(base.network, out, 0, parts)
+                    out = kind.run(base.network, below, out, mask)
             for position, row in enumerate(rows):
                 states[offsets[row] : offsets[row + 1]] = out[position, : lengths[row]]
             done += len(rows)

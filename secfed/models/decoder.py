@@ -54,6 +54,19 @@ class Decoder(Architecture, Protocol):
         ...
 
 
+def _seen(states: torch.Tensor, past: Any) -> dict[str, Any]:
+    """What a layer is told where keys and values stand before its tokens.
+
+    Without any it needs no mask: torch takes the tokens before for granted. With some
+    it would line up queries and keys at their first ones, so the mask is written out.
+    """
+    if past is None:
+        return {}
+    tokens, before = states.shape[1], past.get_seq_length()
+    mask = torch.ones(tokens, before + tokens, dtype=torch.bool, device=states.device)
+    return {"past_key_values": past, "attention_mask": mask.tril(before)[None, None]}
+
+
 @dataclass(frozen=True)
 class Gpt2:
     """Learned positions, and weights stored (in, out) in ``Conv1D``."""
@@ -65,13 +78,22 @@ class Gpt2:
         """``transformer.h``."""
         return module_list(network.transformer.h, _KNOWN)
 
-    def embed(
-        self, network: Any, tokens: torch.Tensor, _segments: object = None, /
+    def words(self, network: Any, tokens: torch.Tensor, /) -> torch.Tensor:
+        """``wte``."""
+        found: torch.Tensor = network.transformer.wte(tokens)
+        return found
+
+    def placed(
+        self,
+        network: Any,
+        words: torch.Tensor,
+        before: int,
+        _segments: object = None,
+        /,
     ) -> torch.Tensor:
         """Words and positions."""
-        body = network.transformer
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        states: torch.Tensor = body.wte(tokens) + body.wpe(places)
+        places = torch.arange(before, before + words.shape[1], device=words.device)
+        states: torch.Tensor = words + network.transformer.wpe(places)
         return states
 
     def run(
@@ -80,11 +102,13 @@ class Gpt2:
         layers: Sequence[nn.Module] | nn.ModuleList,
         states: torch.Tensor,
         _mask: torch.Tensor,
+        past: Any = None,
         /,
     ) -> torch.Tensor:
         """Each block sees what is before; padding is behind."""
+        seen = _seen(states, past)
         for layer in layers:
-            states = layer(states)
+            states = layer(states, **seen)
         return states
 
     def top(self, network: Any, /) -> tuple[nn.Module, nn.Module]:
@@ -103,12 +127,21 @@ class Llama:
         """``model.layers``."""
         return module_list(network.model.layers, _KNOWN)
 
-    def embed(
-        self, network: Any, tokens: torch.Tensor, _segments: object = None, /
+    def words(self, network: Any, tokens: torch.Tensor, /) -> torch.Tensor:
+        """``embed_tokens``."""
+        found: torch.Tensor = network.model.embed_tokens(tokens)
+        return found
+
+    def placed(
+        self,
+        _network: Any,
+        words: torch.Tensor,
+        _before: int,
+        _segments: object = None,
+        /,
     ) -> torch.Tensor:
-        """Words alone."""
-        states: torch.Tensor = network.model.embed_tokens(tokens)
-        return states
+        """Words alone: every layer turns them by their places itself."""
+        return words
 
     def run(
         self,
@@ -116,13 +149,16 @@ class Llama:
         layers: Sequence[nn.Module] | nn.ModuleList,
         states: torch.Tensor,
         _mask: torch.Tensor,
+        past: Any = None,
         /,
     ) -> torch.Tensor:
         """Each layer turns by the position and sees what is before."""
-        places = torch.arange(states.shape[1], device=states.device)[None]
-        turned = network.model.rotary_emb(states, places)
+        before = 0 if past is None else past.get_seq_length()
+        places = torch.arange(before, before + states.shape[1], device=states.device)
+        turned = network.model.rotary_emb(states, places[None])
+        seen = _seen(states, past)
         for layer in layers:
-            states = layer(states, position_embeddings=turned)
+            states = layer(states, position_embeddings=turned, **seen)
         return states
 
     def top(self, network: Any, /) -> tuple[nn.Module, nn.Module]:

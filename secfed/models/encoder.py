@@ -47,12 +47,21 @@ class Encoder:
         layers = network.base_model.encoder.layer
         return module_list(layers, "BERT-like encoders are supported")
 
-    def embed(
-        self, network: Any, tokens: torch.Tensor, segments: torch.Tensor | None = None
+    def words(self, network: Any, tokens: torch.Tensor) -> torch.Tensor:
+        """Words without positions and norm."""
+        found: torch.Tensor = network.get_input_embeddings()(tokens)
+        return found
+
+    def placed(
+        self,
+        network: Any,
+        words: torch.Tensor,
+        before: int,
+        segments: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Words, positions, segments and their norm."""
+        """Positions, segments and their norm."""
         states: torch.Tensor = network.base_model.embeddings(
-            input_ids=tokens, token_type_ids=segments
+            inputs_embeds=words, past_key_values_length=before, token_type_ids=segments
         )
         return states
 
@@ -62,8 +71,12 @@ class Encoder:
         layers: Sequence[nn.Module] | nn.ModuleList,
         states: torch.Tensor,
         mask: torch.Tensor,
+        past: Any = None,
     ) -> torch.Tensor:
         """Every token sees every real token of its text."""
+        if past is not None:
+            # Transformers' encoders would leave them out without a word.
+            raise ModelError("an encoder takes no keys and values from before")
         return run_layers(layers, states, mask)
 
 

@@ -74,10 +74,13 @@ def round_noise(
 ) -> dict[str, Any] | None:
     """A finished round's noise for its metrics line.
 
-    None where there is none to measure: no adapter was trained, the arm is not
-    private, or the rule cannot be applied to the updates without noise.
+    None where there is none to measure: no adapter was trained, it is no product of
+    factors (then no rule amplifies its noise), the arm is not private, or the rule
+    cannot be applied to the updates without noise.
     """
     arm, survivors = record.arm, played.result.survivors
+    if not arm.study.adapter.how.is_product:
+        return None
     trains = trained_names(strategy, before.adapter, round_number)
     if not arm.private or not any(name.endswith(FACTORS) for name in trains):
         return None

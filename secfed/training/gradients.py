@@ -5,7 +5,8 @@ Two ways with one interface, ``gradients(loss, batch) -> [(n, *shape), ...]``:
 ``OpacusGradients``
     One forward and one backward pass; hooks turn each layer's activations and
     output gradients into one gradient per record. Exact for layers that have a
-    rule, see ``preflight``. The way that studies train.
+    rule, see ``preflight``. The way that studies train, but for
+    the kinds of adapter that have layers without a rule.
 ``FunctionalGradients``
     ``torch.func``: the gradient of the loss of one record, vectorised over the
     records. It needs no rule for a layer, so that it is exact for DoRA, IA3 and
@@ -24,11 +25,12 @@ from typing import Any, Protocol, Self
 import torch
 from opacus import GradSampleModule
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secfed.errors import TrainingError
 from secfed.training.losses import RecordLoss
 
-__all__ = ["FunctionalGradients", "OpacusGradients", "RecordGradients"]
+__all__ = ["FunctionalGradients", "OpacusGradients", "RecordGradients", "gradients_of"]
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -192,7 +194,9 @@ class FunctionalGradients:
             torch.func.grad(loss_of_one), in_dims=(None, *([0] * len(batch)))
         )
         try:
-            found = of_all(dict(self._parameters), *batch)
+            # The fused kernels of attention have no rule for records of their own.
+            with sdpa_kernel(SDPBackend.MATH):
+                found = of_all(dict(self._parameters), *batch)
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise
@@ -201,6 +205,21 @@ class FunctionalGradients:
                 f"{str(error).splitlines()[0][:200]}"
             ) from error
         return [found[name].detach() for name in self._parameters]
+
+
+def gradients_of(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], *, by_rules: bool
+) -> RecordGradients:
+    """The way that is exact for what is trained; see the module.
+
+    Args:
+        model: The module that the loss calls.
+        parameters: The trained parameters by name.
+        by_rules: Whether every trained layer has an exact rule.
+    """
+    if by_rules:
+        return OpacusGradients(model, parameters)
+    return FunctionalGradients(model, parameters)
 
 
 def _forget(owner: object, names: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from secfed.adapters import AdaptedModel
 from secfed.privacy.noise import RandomStream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.study.sections import TrainingSection
-from secfed.training.gradients import OpacusGradients, RecordGradients
+from secfed.training.gradients import RecordGradients, gradients_of
 from secfed.training.local_steps import LocalSteps
 from secfed.training.losses import ClassificationLoss, RecordLoss
 from secfed.training.optimizers import make_optimizer
@@ -170,9 +170,10 @@ def train_privately(
     replay = Replay(chosen, settings, learning_rate) if keep_noiseless else None
     total = NoisySum(list(chosen.values()), plan)
     # 2
-    preflight(model)
+    by_rules = model.kind.by_rules
+    preflight(model, by_rules=by_rules)
     frozen = FrozenWeights(model.network)
-    with OpacusGradients(model, chosen) as gradients:
+    with gradients_of(model, chosen, by_rules=by_rules) as gradients:
         check_independence(gradients, loss, records)
         # 3
         moved: frozenset[str] = frozenset()

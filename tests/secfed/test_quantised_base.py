@@ -193,7 +193,7 @@ def test_two_sites_round_to_the_same_weights(
     for module, value in attach_adapter(plain, study.adapter).base_weights().items():
         assert weights[module].shape == value.shape
         gap = np.linalg.norm(weights[module] - value) / np.linalg.norm(value)
-        assert 0 < gap < 0.2  # Turned over it would be about 1.4.
+        assert 0 < gap < 0.5  # Turned over it would be about 1.4.
 
 
 @installed("int8")
