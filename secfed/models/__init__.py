@@ -12,8 +12,8 @@ frozen weights in few bits, ``conversion`` the one-time way from other formats.
 
 from secfed.model_files import find_model
 from secfed.models.base import (
-    AnswerFeatures,
     WORDS,
+    AnswerFeatures,
     Architecture,
     BaseModel,
     Features,
@@ -37,9 +37,9 @@ from secfed.models.quantisation import (
 )
 
 __all__ = [
-    "AnswerFeatures",
     "PACKAGES",
     "WORDS",
+    "AnswerFeatures",
     "Architecture",
     "BaseModel",
     "Features",
@@ -47,8 +47,8 @@ __all__ = [
     "answer_places",
     "compute_dtype",
     "decoder_of",
-    "encode_answers",
     "dense_weight",
+    "encode_answers",
     "encode_blocks",
     "encode_prefix",
     "find_model",

@@ -19,8 +19,8 @@ from secfed.model_files import WEIGHTS, find_model
 from secfed.study.sections import ModelSection
 
 __all__ = [
-    "AnswerFeatures",
     "WORDS",
+    "AnswerFeatures",
     "Architecture",
     "BaseModel",
     "Features",
