@@ -6,7 +6,12 @@ is trained, ``attach`` how a base gets its adapter and the public start of it, `
 the adapter between rounds.
 """
 
-from secfed.adapters.attach import attach_adapter, head_from_names, initial_adapter
+from secfed.adapters.attach import (
+    attach_adapter,
+    count_parameters,
+    head_from_names,
+    initial_adapter,
+)
 from secfed.adapters.files import load_adapter, save_adapter
 from secfed.adapters.model import AdaptedModel, CausalModel, SequenceClassifier
 from secfed.adapters.names import file_name
@@ -16,6 +21,7 @@ __all__ = [
     "CausalModel",
     "SequenceClassifier",
     "attach_adapter",
+    "count_parameters",
     "file_name",
     "head_from_names",
     "initial_adapter",

@@ -156,6 +156,21 @@ def _require_targets(section: AdapterSection, found: Sequence[str]) -> None:
         )
 
 
+def count_parameters(base: BaseModel, section: AdapterSection) -> tuple[int, int]:
+    """Numbers that PEFT would train, and all numbers of the model with its adapter.
+
+    Shapes are enough: ``base`` may have no weights (``models.shapes_of``). A tied
+    weight counts once; a head that is trained counts twice in all numbers, because
+    PEFT keeps the one it started from.
+
+    Raises:
+        ModelError: The study's modules, layers or rank do not fit the model.
+    """
+    parameters = list(attach_adapter(base, section).network.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return trained, sum(p.numel() for p in parameters)
+
+
 def initial_adapter(model: AdaptedModel, section: AdapterSection) -> Adapter:
     """The public start, the same at every site, from ``[adapter] seed`` and the base.
 

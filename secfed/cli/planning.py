@@ -16,7 +16,7 @@ from secfed.cli.outlook import (
 )
 from secfed.cli.output import plain_table, print_json, show, tell
 from secfed.cli.runs import find_policy
-from secfed.cli.traffic import numbers_sent, upload_bytes
+from secfed.cli.traffic import numbers_sent, parameter_counts, upload_bytes
 from secfed.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def plan(
     outlooks = tuple(site_outlooks(loaded, base_dir, policy))
     upload = upload_bytes(loaded, base_dir, outlooks)
     ratio = noise_to_signal(loaded, outlooks, numbers_sent(loaded, base_dir))
+    counts = parameter_counts(loaded, base_dir)
     if as_json:
         print_json(
             {
@@ -73,11 +74,14 @@ def plan(
                 "clip_gamma": loaded.privacy.clip_gamma,
                 "noise_to_signal": ratio,
                 "upload_bytes_per_round": upload,
+                "parameters_trainable": counts[0] if counts else None,
+                "parameters": counts[1] if counts else None,
                 "sites": [o.to_json() for o in outlooks],
             }
         )
     else:
         _show(loaded, outlooks, upload)
+        show(_trainable(counts))
         if loaded.privacy.unit == "site":
             show(Text(_of_a_whole_site(ratio)))
     refused = [o for o in outlooks if o.refusal]
@@ -130,6 +134,17 @@ def _show(study: Study, outlooks: tuple[SiteOutlook, ...], upload: int | None) -
         for kind, text in (("refused", outlook.refusal), ("warning", outlook.warning)):
             if text:
                 show(Text(f"{outlook.site}, {kind}: {text}"))
+
+
+def _trainable(counts: tuple[int, int] | None) -> str:
+    if counts is None:
+        return f"Adapters and head: {_UNKNOWN}; the model's configuration is not here."
+    trained, total = counts
+    share = 100 * trained / total
+    return (
+        f"Adapters and head: {trained:,} of the model's {total:,} numbers "
+        f"({share:.2f} %)."
+    )
 
 
 def _in_other_words(study: Study, outlooks: Sequence[SiteOutlook]) -> Table:

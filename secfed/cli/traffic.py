@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NARROW_BYTES, _WIDE_BYTES = 2, 4
 
-__all__ = ["numbers_sent", "round_sizes", "upload_bytes"]
+__all__ = ["numbers_sent", "parameter_counts", "round_sizes", "upload_bytes"]
 
 
 def numbers_sent(study: Study, base_dir: Path) -> int | None:
@@ -60,6 +60,29 @@ def upload_bytes(
     except CodecError:
         return None
     return codec.length * codec.ring_bits // 8
+
+
+def parameter_counts(study: Study, base_dir: Path) -> tuple[int, int] | None:
+    """Numbers that the adapters and the head have, and those of the whole model.
+
+    From the model's configuration, without its weights; None where that is not here.
+    A rule may train a part of them: see ``secfed methods``.
+    """
+    from secfed.adapters import count_parameters  # noqa: PLC0415
+    from secfed.model_files import find_model  # noqa: PLC0415
+    from secfed.models import read_shapes  # noqa: PLC0415
+
+    causal = study.is_causal_lm
+    try:
+        folder = find_model(study.model, base_dir)
+        base = read_shapes(
+            folder,
+            "CAUSAL_LM" if causal else "TOKEN_CLS",
+            1 if causal else _num_labels(study),
+        )
+        return count_parameters(base, study.adapter)
+    except ModelError:
+        return None
 
 
 def round_sizes(study: Study, base_dir: Path, method: str) -> dict[str, int] | None:

@@ -35,6 +35,7 @@ from secfed.models.quantisation import (
     is_quantised,
     packed_digest,
 )
+from secfed.models.shapes import read_shapes, shapes_of
 
 __all__ = [
     "PACKAGES",
@@ -57,5 +58,7 @@ __all__ = [
     "load_causal_model",
     "packed_digest",
     "padded_batches",
+    "read_shapes",
     "run_layers",
+    "shapes_of",
 ]

@@ -1,4 +1,4 @@
-"""Encoders with a classification head, BERT and its kin.
+"""Encoders with a classification head: BERT and its kin, and DistilBERT.
 
 The classifier is Transformers' token classification model read at sequence
 level: a linear head commutes with the mean over tokens, so
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -34,6 +34,13 @@ from secfed.study.sections import ModelSection
 
 __all__ = ["Encoder", "encode_prefix", "load_base_model", "run_layers"]
 
+_DROPOUTS: Final = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+)
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -43,9 +50,11 @@ class Encoder:
     transposed: bool = False
 
     def layers(self, network: Any) -> nn.ModuleList:
-        """``encoder.layer``."""
-        layers = network.base_model.encoder.layer
-        return module_list(layers, "BERT-like encoders are supported")
+        """``encoder.layer``, or ``transformer.layer`` of DistilBERT."""
+        body = network.base_model
+        stack = getattr(body, "encoder", None) or getattr(body, "transformer", None)
+        layers = getattr(stack, "layer", None)
+        return module_list(layers, "BERT-like encoders and DistilBERT are supported")
 
     def words(self, network: Any, tokens: torch.Tensor) -> torch.Tensor:
         """Words without positions and norm."""
@@ -59,9 +68,14 @@ class Encoder:
         before: int,
         segments: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Positions, segments and their norm."""
-        states: torch.Tensor = network.base_model.embeddings(
-            inputs_embeds=words, past_key_values_length=before, token_type_ids=segments
+        """Positions, segments (DistilBERT has none) and their norm."""
+        embeddings = network.base_model.embeddings
+        places = torch.arange(before, before + words.shape[1], device=words.device)
+        more: dict[str, Any] = {"position_ids": places[None]}
+        if hasattr(embeddings, "token_type_embeddings"):
+            more["token_type_ids"] = segments
+        states: torch.Tensor = embeddings(
+            input_ids=None, inputs_embeds=words, **more
         )
         return states
 
@@ -94,21 +108,27 @@ def load_base_model(
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True
         )
-        network = transformers.AutoModelForTokenClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            num_labels=num_labels,
-            dtype=torch.float32,
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, num_labels=num_labels
+        )
+        for name in _DROPOUTS:
             # The cached prefix is exact only without dropout below the adapters,
             # and the DP noise regularises more than dropout would.
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+        network = transformers.AutoModelForTokenClassification.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
             **settings_for(transformers, section.quantisation),
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: not a usable encoder: {error}") from error
-    if not hasattr(network, "classifier") or not hasattr(network.base_model, "encoder"):
+    body = network.base_model
+    known = hasattr(body, "encoder") or hasattr(body, "transformer")
+    if not hasattr(network, "classifier") or not known:
         raise ModelError(f"{folder}: {type(network).__name__} is not supported yet")
     nn.init.zeros_(network.classifier.weight)
     nn.init.zeros_(network.classifier.bias)

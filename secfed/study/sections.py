@@ -100,6 +100,16 @@ def _none_as_missing(value: object) -> object:
     return None if value == "none" else value
 
 
+def _no_dropout(value: object) -> None:
+    if isinstance(value, bool) or value not in (None, 0):
+        raise ContradictionError(
+            "",
+            "must be 0: before every round a batch is repeated bit for bit to show "
+            "that records do not influence each other, and dropout draws anew; the "
+            "noise regularises as dropout would",
+        )
+
+
 def _list_as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -387,6 +397,8 @@ class AdapterSection(Table):
     ranks: Mapping[str, Annotated[int, Field(ge=1)]] | None = None
     head_init: Literal["names", "zero"] = "zero"
     seed: Seed = 0
+    # Always none: a study that asks for it is told why.
+    lora_dropout: Annotated[None, BeforeValidator(_no_dropout)] = None
 
     @property
     def how(self) -> AdapterKind:
