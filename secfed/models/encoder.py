@@ -74,9 +74,7 @@ class Encoder:
         more: dict[str, Any] = {"position_ids": places[None]}
         if hasattr(embeddings, "token_type_embeddings"):
             more["token_type_ids"] = segments
-        states: torch.Tensor = embeddings(
-            input_ids=None, inputs_embeds=words, **more
-        )
+        states: torch.Tensor = embeddings(input_ids=None, inputs_embeds=words, **more)
         return states
 
     def run(

@@ -121,6 +121,12 @@ class Study(Table):
                 f"kind = {kind.name!r} takes gradients that are vectorised over "
                 f"records, and the layers of a base in {quantisation} cannot be",
             )
+        if self.data.text_pair_column is not None and not kind.in_modules:
+            raise ContradictionError(
+                "data.text_pair_column",
+                f"kind = {kind.name!r} puts virtual tokens before the text, which "
+                "belong to neither text of a pair; use another kind",
+            )
         asked = {"training.method": self.training.method}
         for index, name in enumerate(self.compare.methods if self.compare else ()):
             asked[f"compare.methods[{index + 1}]"] = name

@@ -144,10 +144,13 @@ def pair_values(family: str, digest: str, rounds: int = 2) -> dict[str, Any]:
 
 
 def pair_study(family: str, digest: str, **changes: Any) -> Study:
-    """The study with keys ``table__key`` replaced; None takes a key out."""
+    """The study with keys ``table__key`` or tables replaced; None takes a key out."""
     values = pair_values(family, digest)
     for dotted, value in changes.items():
         table, _, key = dotted.partition("__")
+        if not key:
+            values[table] = value
+            continue
         own = values.setdefault(table, {})
         if value is None:
             own.pop(key, None)

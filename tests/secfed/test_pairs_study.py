@@ -84,6 +84,8 @@ def test_a_broken_table_is_refused(
         ({"task__positive": "2"}, "task.positive: no label '2'"),
         ({"task__positive": None}, "task.positive: required with score = 'f1'"),
         ({"task__score": "roc"}, "task.score"),
+        ({"adapter": {"kind": "prompt", "virtual_tokens": 4},
+          "training__method": "fedavg"}, "virtual tokens before the text"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(changes: dict[str, object], words: str) -> None:
