@@ -187,6 +187,21 @@ class SiteRound:
             raise ValueError("there is no encoded update now")
         return self._vector.body.copy()
 
+    def answer(self, phase: str, message: bytes) -> bytes:
+        """Answer one of the phases after training, by the name of the phase.
+
+        Raises:
+            ValueError: There is no such phase, or it is not its turn.
+        """
+        steps = {
+            "masked-input": self.mask,
+            "confirm": self.confirm,
+            "unmask": self.reveal,
+        }
+        if phase not in steps:
+            raise ValueError(f"no phase {phase!r} after training")
+        return steps[phase](message)
+
     def mask(self, delivery: bytes) -> bytes:
         """Mask the encoded update with those whose boxes opened; spends the round."""
         if self._vector is None:

@@ -12,7 +12,7 @@ from secfed.adapters.attach import (
     head_from_names,
     initial_adapter,
 )
-from secfed.adapters.files import load_adapter, save_adapter
+from secfed.adapters.files import adapter_from_bytes, load_adapter, save_adapter
 from secfed.adapters.model import AdaptedModel, CausalModel, SequenceClassifier
 from secfed.adapters.names import file_name
 
@@ -20,6 +20,7 @@ __all__ = [
     "AdaptedModel",
     "CausalModel",
     "SequenceClassifier",
+    "adapter_from_bytes",
     "attach_adapter",
     "count_parameters",
     "file_name",

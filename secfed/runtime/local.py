@@ -1,35 +1,31 @@
 """The local runtime: every site and the coordinator in one process.
 
-``run_arm`` is the round loop. What it does to the disk stands in ``record.py``.
+The round loop stands in ``loop.py``; what it does to the disk, in ``record.py``.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secfed.client import BudgetGuard, NoGuard
-from secfed.errors import RoundAbortedError
+from secfed.client import BudgetGuard, Contribution, NoGuard, Site
 from secfed.policy import SitePolicy
+from secfed.runtime.accounts import LocalSites
 from secfed.report.html import build_report
 from secfed.runtime.classes import keep_classes
 from secfed.runtime.directory import create_run
+from secfed.runtime.loop import run_rounds
 from secfed.runtime.noise import round_noise
 from secfed.runtime.partition import keep_partition
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord
-from secfed.runtime.rounds import play_alone, play_round
+from secfed.runtime.rounds import RoundResult, play_alone, play_round
 from secfed.runtime.scores import mean_scores, scores_of
 from secfed.runtime.setup import Prepared, prepare
 from secfed.runtime.site_training import contribute, view_of
-from secfed.strategies import (
-    check_maskable,
-    check_ranks,
-    strategy_of,
-    trained_names,
-)
+from secfed.signing import load_or_create
+from secfed.strategies import check_maskable, check_ranks, strategy_of
 from secfed.strategies.base import ServerState, Strategy
 from secfed.study import Study
 
@@ -72,111 +68,85 @@ def run_arm(
     policy: SitePolicy,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The round loop of one arm, from its first missing round to its release.
-
-    1. open keys, budgets and the ledger; settle what an interruption left;
-    2. for each remaining round: train, sum, apply, evaluate, commit;
-    3. write the statement, the release, the report and the manifest.
+    """Run one arm from its first missing round to its release.
 
     Returns:
         The arm's object of ``comparison.json``.
     """
     strategy = check_maskable(strategy_of(arm.study))
     check_ranks(strategy, arm.study.adapter.ranks)
-    # 1
-    with ArmRecord(arm, prepared, arm_dir, private_dir, run_id, policy) as record:
-        base = prepared.model.base_weights() if strategy.uses_base else {}
-        start = strategy.init(prepared.start, arm.study.adapter.seed, base)
-        for sentence in strategy.remarks(start.adapter):
-            progress.note(sentence)
-        state = record.recover(start, scores_of(prepared, start.adapter), progress)
-        # 2
-        rounds = arm.study.training.rounds
-        for round_number in range(record.next_round, rounds + 1):
-            progress.round(arm.name, round_number, rounds)
-            state = _play(record, strategy, prepared, state, round_number, progress)
-        # 3
-        if not record.released:
-            record.release(state.adapter)
-        if not (arm_dir / "report.html").exists():  # a crash may have come between
-            build_report(arm_dir)
-        record.seal()
-        trains = trained_names(strategy, start.adapter, 1)
-        return record.summary(sum(start.adapter.tensors[n].size for n in trains))
+    key = load_or_create(private_dir / "coordinator.key")
+    charged = f"{run_id}/{arm.name}"
+    local = LocalSites(arm.study, prepared, private_dir, charged, policy, arm.name)
+    with ArmRecord(arm, prepared, arm_dir, charged, local, key) as record:
+        player = _Here(arm, prepared, strategy, record, local, progress)
+        return run_rounds(record, prepared, strategy, player, arm_dir, progress)
 
 
-def _play(
-    record: ArmRecord,
-    strategy: Strategy,
-    prepared: Prepared,
-    before: ServerState,
-    round_number: int,
-    progress: Progress,
-) -> ServerState:
-    """One round, committed by its ledger entry; an aborted one is recorded."""
-    started = time.perf_counter()
-    arm = record.arm
-    play = play_alone if strategy.needs == "nothing" else play_round
-    try:
-        played = play(
-            arm.study,
-            record.sites,
-            _guards(record),
-            before.adapter,
-            lambda site: contribute(
-                arm,
-                prepared,
-                strategy,
+@dataclass(frozen=True)
+class _Here:
+    """All sites of an arm in this process."""
+
+    arm: Arm
+    prepared: Prepared
+    strategy: Strategy
+    record: ArmRecord
+    local: LocalSites
+    progress: Progress
+
+    def play(self, before: ServerState, round_number: int) -> RoundResult:
+        """One round; sums under masks unless the rule sends nothing."""
+
+        def train(site: Site) -> Contribution:
+            return contribute(
+                self.arm,
+                self.prepared,
+                self.strategy,
                 site,
                 before,
                 round_number,
-                record.kept[site.name],
-            ),
+                self.local.kept[site.name],
+            )
+
+        return (play_alone if self.strategy.needs == "nothing" else play_round)(
+            self.arm.study,
+            self.local.sites,
+            {name: self._guard(name) for name in self.local.sites},
+            before.adapter,
+            train,
             round_number,
-            prepared.base.digest,
-            arm.name,
-            progress,
+            self.prepared.base.digest,
+            self.arm.name,
+            self.progress,
         )
-        after = strategy.apply(before, played.result.mean, round_number)
-    except RoundAbortedError as error:
-        record.interrupted(round_number, str(error))
-        raise
-    metrics = {
-        "round": round_number,
-        "status": "completed",
-        **_site_scores(record, prepared, strategy, after),
-        "survivors": list(played.result.survivors),
-        # A site that never answered did not start and spent nothing.
-        "dropouts": {s: p for s, p in played.result.dropouts.items() if p},
-        "silent": dict(played.result.silent),
-        "sums_equal": played.sums_equal,
-        "saturated": played.result.saturated,
-        "bytes_up": played.bytes_up,
-        "bytes_down": played.bytes_down,
-        "seconds": round(time.perf_counter() - started, 3),
-        "epsilon": record.epsilon(round_number),
-        "noise": round_noise(record, prepared, strategy, before, played, round_number),
-    }
-    record.commit(after, played, metrics)
-    progress.finished_round(metrics)
-    return after
 
+    def _guard(self, site: str) -> BudgetGuard | NoGuard:
+        """Who asks before training: the budget, except in the non-private baseline."""
+        if not self.arm.private:
+            return NoGuard()
+        return self.local.guard(site, self.record.named_heads(site))
 
-def _guards(record: ArmRecord) -> Mapping[str, BudgetGuard | NoGuard]:
-    """Who asks before training: the budget, except in the non-private baseline."""
-    if not record.arm.private:
-        return {name: NoGuard() for name in record.sites}
-    return {name: record.guard(name) for name in record.budgets}
+    def scores(self, after: ServerState) -> dict[str, Any]:
+        """Of the global adapter, or the mean over the sites' own models."""
+        if not self.strategy.personal:
+            return scores_of(self.prepared, after.adapter)
+        scores = []
+        for name, kept in self.local.kept.items():
+            view = view_of(self.arm, name, kept, after.round + 1)
+            own = self.strategy.start(after.adapter, view)
+            scores.append(scores_of(self.prepared, own))
+        return mean_scores(scores)
 
-
-def _site_scores(
-    record: ArmRecord, prepared: Prepared, strategy: Strategy, after: ServerState
-) -> dict[str, Any]:
-    """Of the global adapter, or the mean over the sites' own models."""
-    if not strategy.personal:
-        return scores_of(prepared, after.adapter)
-    scores = []
-    for name in record.sites:
-        view = view_of(record.arm, name, record.kept[name], after.round + 1)
-        scores.append(scores_of(prepared, strategy.start(after.adapter, view)))
-    return mean_scores(scores)
+    def noise(
+        self, before: ServerState, played: RoundResult, round_number: int
+    ) -> dict[str, Any] | None:
+        """By paired replay of the round's steps without their noise."""
+        return round_noise(
+            self.arm,
+            self.local,
+            self.prepared,
+            self.strategy,
+            before,
+            played,
+            round_number,
+        )

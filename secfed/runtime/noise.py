@@ -26,8 +26,9 @@ from secfed.amplification import (
     measure_outcomes,
 )
 from secfed.errors import RoundAbortedError
+from secfed.runtime.accounts import LocalSites
 from secfed.runtime.noise_levels import FACTORS, levels_of
-from secfed.runtime.record import ArmRecord
+from secfed.runtime.record import Arm
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.setup import Prepared
 from secfed.runtime.site_training import start_of
@@ -65,7 +66,8 @@ class SiteReplay:
 
 
 def round_noise(
-    record: ArmRecord,
+    arm: Arm,
+    local: LocalSites,
     prepared: Prepared,
     strategy: Strategy,
     before: ServerState,
@@ -78,14 +80,14 @@ def round_noise(
     factors (then no rule amplifies its noise), the arm is not private, or the rule
     cannot be applied to the updates without noise.
     """
-    arm, survivors = record.arm, played.result.survivors
+    survivors = played.result.survivors
     if not arm.study.adapter.how.is_product:
         return None
     trains = trained_names(strategy, before.adapter, round_number)
     if not arm.private or not any(name.endswith(FACTORS) for name in trains):
         return None
-    sites = _replays(record, strategy, before, played, round_number)
-    plans = [record.sites[site].plan for site in survivors]
+    sites = _replays(arm, local, strategy, before, played, round_number)
+    plans = [local.plans[site] for site in survivors]
     levels = levels_of(arm, strategy, plans, before.adapter, round_number)
     try:
         report = measure_rule(strategy, before, sites, levels, prepared.start)
@@ -196,7 +198,8 @@ def _next_start(
 
 
 def _replays(
-    record: ArmRecord,
+    arm: Arm,
+    local: LocalSites,
     strategy: Strategy,
     before: ServerState,
     played: RoundResult,
@@ -204,8 +207,8 @@ def _replays(
 ) -> list[SiteReplay]:
     found = []
     for name in played.result.survivors:
-        update, kept = played.updates[name], record.kept[name]
-        view, start = start_of(record.arm, strategy, name, before, round_number, kept)
+        update, kept = played.updates[name], local.kept[name]
+        view, start = start_of(arm, strategy, name, before, round_number, kept)
         if update.noiseless is None:
             raise ValueError(f"{name}: the update without noise was not kept")
         found.append(SiteReplay(view, start, update.change, update.noiseless))

@@ -12,7 +12,6 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,6 @@ import secfed
 from protocols.secagg.params import default_threshold
 from secfed.adapters import load_adapter, save_adapter
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
-from secfed.client import BudgetGuard, Site
 from secfed.entries import (
     InterruptedEntry,
     PlanEntry,
@@ -32,24 +30,21 @@ from secfed.entries import (
     RoundEntry,
     StudyEntry,
 )
-from secfed.errors import BudgetExceededError, RunDirectoryError
+from secfed.errors import RunDirectoryError
 from secfed.ledger import Ledger
 from secfed.manifest import write_manifest
 from secfed.models import PACKAGES
-from secfed.policy import SitePolicy
 from secfed.privacy import accounting
-from secfed.privacy.budget import Budget, Charge
 from secfed.release import save_release
 from secfed.report.measures import score_part
 from secfed.report.results import NON_PRIVATE, POOLED
+from secfed.runtime.accounts import Accounts, Charged
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
-from secfed.runtime.kept import KeptTensors
 from secfed.runtime.progress import Progress
-from secfed.runtime.receipts import keep_receipt, read_receipts
 from secfed.runtime.rounds import RoundResult
-from secfed.runtime.setup import Prepared, open_budget, site_identities
-from secfed.signing import load_or_create
+from secfed.runtime.setup import Prepared
+from secfed.signing import CoordinatorKey
 from secfed.statement import StatementContext, build_statement
 from secfed.strategies.base import ServerState
 from secfed.study import Study
@@ -76,51 +71,36 @@ class Arm:
 
 
 class ArmRecord:
-    """The open files, keys, sites and budgets of one arm while it runs."""
+    """The open files of one arm while it runs, and its coordinator's key.
+
+    Args:
+        arm: The arm.
+        prepared: Base model, start and public plans.
+        arm_dir: Where the evidence is written.
+        run_id: The run and arm that budgets are charged for.
+        accounts: What is known of the sites' budgets.
+        key: The coordinator's signing key.
+    """
 
     def __init__(
         self,
         arm: Arm,
         prepared: Prepared,
         arm_dir: Path,
-        private_dir: Path,
         run_id: str,
-        policy: SitePolicy,
+        accounts: Accounts,
+        key: CoordinatorKey,
     ) -> None:
         self.arm = arm
-        self.run_id = f"{run_id}/{arm.name}"
+        self.run_id = run_id
         self.next_round = 1
+        self.accounts = accounts
         self._prepared = prepared
         self._directory = arm_dir
-        self._private = private_dir
         self._metrics = arm_dir / "metrics.jsonl"
         (arm_dir / "adapters").mkdir(parents=True, exist_ok=True)
-        self._key = load_or_create(private_dir / "coordinator.key")
-        identities = site_identities(arm.study, private_dir)
-        self.sites = {
-            name: Site(
-                name=name,
-                identity=identities[name],
-                records=prepared.records[name],
-                plan=prepared.plans[name],
-                policy=policy,
-            )
-            for name in arm.study.sites
-        }
-        self.budgets = {
-            name: open_budget(
-                arm.study, policy, private_dir, name, prepared.fingerprints[name]
-            )
-            for name in self.sites
-        }
-        own = private_dir / "sites"
-        self.kept = {
-            name: KeptTensors(own / name / "kept" / arm.name) for name in self.sites
-        }
-        self._earlier = {
-            name: self._earlier_epsilon(budget) for name, budget in self.budgets.items()
-        }
-        self._ledger = Ledger(arm_dir / "ledger.jsonl", self._key)
+        self._key = key
+        self._ledger = Ledger(arm_dir / "ledger.jsonl", key)
 
     def __enter__(self) -> Self:
         return self
@@ -139,14 +119,10 @@ class ArmRecord:
         entries = self._ledger.entries()
         return bool(entries) and entries[-1].kind == "release"
 
-    def guard(self, site: str) -> BudgetGuard:
-        """Who asks before one site trains: its budget, and what we know of it."""
-        return BudgetGuard(
-            self.budgets[site],
-            self.run_id,
-            self._known_heads(site),
-            partial(keep_receipt, self._private, site),
-        )
+    def named_heads(self, site: str) -> set[str]:
+        """What the ledger names of one site's budget."""
+        named = (e.body.get("budget_heads", {}) for e in self._ledger.entries())
+        return {heads[site] for heads in named if site in heads}
 
     def recover(
         self, start: ServerState, scores: Mapping[str, Any], progress: Progress
@@ -169,8 +145,7 @@ class ArmRecord:
                 f"{self._directory}: the ledger belongs to another study"
             )
         if self.arm.private and not self.released:
-            for name, budget in self.budgets.items():
-                budget.require_known(self._known_heads(name))
+            self.accounts.require_known(self.named_heads)
         rounds = [entry for entry in entries if entry.kind in _ROUND_KINDS]
         self._drop_uncommitted({int(entry.body["round"]) for entry in rounds})
         state = start
@@ -247,16 +222,7 @@ class ArmRecord:
 
     def epsilon(self, number: int) -> dict[str, float]:
         """Epsilon of this arm so far for each site that reserved round ``number``."""
-        delta = self.arm.study.privacy.delta
-        held = {
-            name: [r for r in budget.history() if r.run_id == self.run_id]
-            for name, budget in self.budgets.items()
-        }
-        return {
-            name: accounting.epsilon([r.event for r in rounds], delta)
-            for name, rounds in held.items()
-            if any(r.round == number for r in rounds)
-        }
+        return self.accounts.epsilon(number) if self.arm.private else {}
 
     def release(self, adapter: Adapter) -> None:
         """Write the statement, the adapter for plain PEFT, and the last entry."""
@@ -315,8 +281,9 @@ class ArmRecord:
 
     def _begin(self, adapter: Adapter, scores: Mapping[str, Any]) -> None:
         """Round 0: refuse what no site can afford, then write the first entries."""
-        self._require_budgets()
         study = self.arm.study
+        if self.arm.private:
+            self.accounts.require_funds(study.training.rounds)
         write_atomically(
             self._directory / "study.json", canonical_json(study.canonical()) + b"\n"
         )
@@ -339,15 +306,14 @@ class ArmRecord:
         plan = PlanEntry(
             private=self.arm.private,
             sites={
-                name: site.plan.to_json() if self.arm.private else None
-                for name, site in self.sites.items()
+                name: plan.to_json() if self.arm.private else None
+                for name, plan in self.accounts.plans.items()
             },
             identities={
-                name: site.identity.public_bytes.hex()
-                for name, site in self.sites.items()
+                name: public.hex() for name, public in self.accounts.identities.items()
             },
             threshold=study.secagg.threshold
-            or default_threshold(len(self.sites), colluders),
+            or default_threshold(len(self.accounts.plans), colluders),
             max_colluders=colluders,
             ring_bits=ring_bits_for(
                 study, self._prepared.plans, adapter, private=self.arm.private
@@ -358,28 +324,8 @@ class ArmRecord:
         )
         self._ledger.append("plan", plan.to_body(), _now())
 
-    def _require_budgets(self) -> None:
-        if not self.arm.private:
-            return
-        rounds = self.arm.study.training.rounds
-        for name, budget in self.budgets.items():
-            if not budget.can_afford([self.sites[name].plan.round_event()] * rounds):
-                raise BudgetExceededError(
-                    name,
-                    f"the study's {rounds} rounds do not fit the budget: epsilon "
-                    f"{budget.spent_epsilon():.3f} is spent already. Raise max_epsilon "
-                    "in site.toml if the site agrees, or lower the study's epsilon; "
-                    "nothing was spent",
-                )
-
-    def _charges(self, number: int) -> dict[str, Charge]:
-        """Each site's last charge of one round of this arm."""
-        return {
-            name: held
-            for name, budget in self.budgets.items()
-            for held in budget.history()
-            if held.run_id == self.run_id and held.round == number
-        }
+    def _charges(self, number: int) -> Mapping[str, Charged]:
+        return self.accounts.charges(number) if self.arm.private else {}
 
     def _reserved(self, number: int) -> dict[str, dict[str, Any]]:
         """Each site's event of one round of this arm, as its budget holds it."""
@@ -390,18 +336,8 @@ class ArmRecord:
 
     def _heads(self, number: int) -> dict[str, str]:
         """What each site's budget was after it reserved one round of this arm."""
-        return {name: held.head for name, held in self._charges(number).items()}
-
-    def _known_heads(self, site: str) -> set[str]:
-        """What the ledger and this run's receipts know of one site's budget."""
-        named = (e.body.get("budget_heads", {}) for e in self._ledger.entries())
-        of_ledger = {heads[site] for heads in named if site in heads}
-        return of_ledger | {r.head for r in read_receipts(self._private, site)}
-
-    def _earlier_epsilon(self, budget: Budget) -> float:
-        events = [r.cost for r in budget.history() if r.run_id != self.run_id]
-        delta = self.arm.study.privacy.delta
-        return accounting.epsilon(events, delta) if events else 0.0
+        charges = self._charges(number)
+        return {n: held.head for n, held in charges.items() if held.head is not None}
 
     def _drop_uncommitted(self, committed: set[int]) -> None:
         lines = self._lines()
@@ -438,7 +374,7 @@ class ArmRecord:
         packages = ("torch", "opacus", "peft", "transformers", "dp-accounting")
         return StatementContext(
             self_test={"independence": self._independence()},
-            earlier_epsilon=self._earlier if self.arm.private else None,
+            earlier_epsilon=self.accounts.earlier if self.arm.private else None,
             provenance={
                 "secfed": secfed.__version__,
                 "python": platform.python_version(),

@@ -6,25 +6,24 @@ and 1 need no update, so keys and shares are exchanged before training.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from safetensors.numpy import save
 
 from protocols.errors import ProtocolError
-from protocols.secagg.params import Member, SessionParams, default_threshold
 from secfed.client import BudgetGuard, Contribution, NoGuard, Site, SiteRound
-from secfed.codec import Codec, RingArray
-from secfed.errors import (
-    BudgetExceededError,
-    PolicyError,
-    RoundAbortedError,
-    SecfedError,
-)
-from secfed.runtime.encoding import codec_for
+from secfed.codec import RingArray
+from secfed.errors import BudgetExceededError, PolicyError, SecfedError
+from secfed.privacy.noise import RandomStream
 from secfed.runtime.progress import Progress
+from secfed.runtime.sessions import (
+    PHASES,
+    broadcast_of,
+    model_digest,
+    sum_under_masks,
+    terms_of,
+)
 from secfed.runtime.setup import random_stream
 from secfed.server import Coordinator, SecureSum
 from secfed.study import Study
@@ -38,11 +37,15 @@ Guard = BudgetGuard | NoGuard
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A finished round as the simulator sees it; ``updates`` are private."""
+    """A finished round as the simulator sees it; ``updates`` are private.
+
+    A coordinator whose sites are elsewhere has no updates, and cannot compare the sum
+    (``sums_equal`` None).
+    """
 
     result: SecureSum
     updates: Mapping[str, LocalUpdate] = field(repr=False)
-    sums_equal: bool
+    sums_equal: bool | None
     bytes_up: int
     bytes_down: int
 
@@ -78,69 +81,46 @@ def play_round(
         RoundAbortedError: Too few sites were left; nothing was learned.
     """
     # 1. What both sides derive from the signed study, each for itself.
-    codec = codec_for(
+    terms = terms_of(
         study,
         {name: site.plan for name, site in sites.items()},
+        {name: site.identity.public_bytes for name, site in sites.items()},
         adapter,
         round_number,
+        arm,
         private=any(isinstance(guard, BudgetGuard) for guard in guards.values()),
     )
-    params = _session(study, sites, codec, round_number, arm)
-    broadcast = save({n: np.ascontiguousarray(v) for n, v in adapter.tensors.items()})
-    digest = hashlib.sha256(bytes.fromhex(base_digest) + broadcast).digest()
-    stage = _Stage(
-        coordinator=Coordinator(params, digest, codec),
+    broadcast = broadcast_of(adapter)
+    link = _Here(
+        digest=model_digest(base_digest, broadcast),
         present={
-            name: SiteRound(site, study, params, codec, guards[name])
+            name: SiteRound(site, study, terms.params, terms.codec, guards[name])
             for name, site in sites.items()
+        },
+        streams={
+            name: random_stream(study, arm, str(round_number), name, "protocol")
+            for name in sites
         },
         leaving={
             d.site: d.phase
             for d in study.simulation.dropouts
             if d.round == round_number
         },
+        train=train,
         progress=progress,
         received=received,
     )
-    streams = {
-        name: random_stream(study, arm, str(round_number), name, "protocol")
-        for name in sites
-    }
-
-    # 2. Keys and shares, while nobody has an update yet.
-    stage.ask("advertise keys", lambda n, site: site.advertise(digest, streams[n]))
-    rosters = stage.close()
-    stage.ask("share keys", lambda n, site: site.share(rosters[n], streams[n]))
-    deliveries = stage.close()
-
-    # 3. Train; the update and its encoding stay with the site.
-    updates: dict[str, LocalUpdate] = {}
-    plain: dict[str, RingArray] = {}
-
-    def local_training(name: str, site: SiteRound) -> None:
-        updates[name] = site.train(train, streams[name])
-        plain[name] = site.encoded_for_simulator()
-
-    stage.each("local training", local_training)
-
-    # 4. Masked input, confirmation, unmasking.
-    stage.ask("masked input", lambda n, site: site.mask(deliveries[n]))
-    lists = stage.close()
-    stage.ask("confirm survivors", lambda n, site: site.confirm(lists[n]))
-    confirmations = stage.close()
-    stage.ask("unmask", lambda n, site: site.reveal(confirmations[n]))
-    stage.close()
-    result = stage.coordinator.result
-    if result is None:
-        raise RoundAbortedError("unmask", (), "no sum was opened")
+    # 2. The five phases; the sites train before the third.
+    coordinator = Coordinator(terms.params, link.digest, terms.codec)
+    result = sum_under_masks(coordinator, link, sites)
     for sentence in result.suspected:
         progress.note(sentence)
     return RoundResult(
         result=result,
-        updates={name: updates[name] for name in result.survivors},
-        sums_equal=_sums_equal(result, plain),
-        bytes_up=stage.coordinator.bytes_up,
-        bytes_down=stage.coordinator.bytes_down + len(broadcast) * len(sites),
+        updates={name: link.updates[name] for name in result.survivors},
+        sums_equal=_sums_equal(result, link.plain),
+        bytes_up=coordinator.bytes_up,
+        bytes_down=coordinator.bytes_down + len(broadcast) * len(sites),
     )
 
 
@@ -181,30 +161,55 @@ def play_alone(
 
 
 @dataclass
-class _Stage:
-    """Who is still there in a round, and the one way between the two sides."""
+class _Here:
+    """The link of a round whose sites are all in this process."""
 
-    coordinator: Coordinator
+    digest: bytes
     present: dict[str, SiteRound]
+    streams: Mapping[str, RandomStream]
     leaving: Mapping[str, str]
+    train: Callable[[Site], Contribution]
     progress: Progress
     received: Callable[[str, bytes], None]
     refusals: list[SecfedError] = field(default_factory=list)
+    updates: dict[str, LocalUpdate] = field(default_factory=dict)
+    plain: dict[str, RingArray] = field(default_factory=dict)
 
-    def ask(self, phase: str, answer: Callable[[str, SiteRound], bytes]) -> None:
+    def collect(
+        self,
+        phase: str,
+        messages: Mapping[str, bytes],
+        receive: Callable[[str, bytes], None],
+    ) -> None:
         """Pass every present site's answer to the coordinator."""
+        for name in self.present.keys() - messages.keys():
+            del self.present[name]
+        if phase == "masked-input":
+            self._each("local training", self._train)
 
         def deliver(name: str, site: SiteRound) -> None:
-            message = answer(name, site)
+            message = self._answer(phase, name, site, messages[name])
             self.received(name, message)
-            self.coordinator.receive(name, message)  # blames by itself, never raises
-            if self.leaving.get(name) == self.coordinator.phase:
+            receive(name, message)  # The coordinator blames by itself, never raises.
+            if self.leaving.get(name) == phase:
                 del self.present[name]
-                self.progress.note(f"{name} vanished after sending its {phase}")
+                self.progress.note(f"{name} vanished after sending its {PHASES[phase]}")
 
-        self.each(phase, deliver)
+        self._each(PHASES[phase], deliver)
 
-    def each(self, phase: str, act: Callable[[str, SiteRound], None]) -> None:
+    def _answer(self, phase: str, name: str, site: SiteRound, message: bytes) -> bytes:
+        if phase == "advertise":
+            return site.advertise(self.digest, self.streams[name])
+        if phase == "shares":
+            return site.share(message, self.streams[name])
+        return site.answer(phase, message)
+
+    def _train(self, name: str, site: SiteRound) -> None:
+        # The update and its encoding stay with the site.
+        self.updates[name] = site.train(self.train, self.streams[name])
+        self.plain[name] = site.encoded_for_simulator()
+
+    def _each(self, phase: str, act: Callable[[str, SiteRound], None]) -> None:
         """Let every present site act; one whose step fails sends nothing more."""
         self.progress.phase(phase)
         total = len(self.present)
@@ -217,51 +222,6 @@ class _Stage:
                     self.refusals.append(error)
                 self.progress.note(f"{name} left in {phase}: {error}")
             self.progress.site(name, done, total)
-
-    def close(self) -> dict[str, bytes]:
-        """End the phase; who is sent nothing is not asked again.
-
-        Raises:
-            PolicyError, BudgetExceededError: Too few were left because sites refused.
-            RoundAbortedError: Too few were left for another reason.
-        """
-        try:
-            outgoing = self.coordinator.close()
-        except RoundAbortedError as error:
-            if self.refusals:
-                raise self.refusals[0] from error
-            raise
-        for name in self.present.keys() - outgoing.keys():
-            del self.present[name]
-        return outgoing
-
-
-def _session(
-    study: Study,
-    sites: Mapping[str, Site],
-    codec: Codec,
-    round_number: int,
-    arm: str,
-) -> SessionParams:
-    roster = tuple(
-        Member(name=name, identity=sites[name].identity.public_bytes)
-        for name in sorted(sites)
-    )
-    colluders = study.secagg.colluders
-    return SessionParams(
-        study_digest=bytes.fromhex(study.digest()),
-        round=round_number,
-        attempt=1,
-        purpose=f"update/{arm}",
-        roster=roster,
-        threshold=study.secagg.threshold or default_threshold(len(roster), colluders),
-        max_colluders=colluders,
-        body_length=codec.length,
-        lane_length=codec.lane.length,
-        ring_bits=codec.ring_bits,
-        mode=study.secagg.mode,
-        suite=study.secagg.suite_number,
-    )
 
 
 def _sums_equal(result: SecureSum, plain: Mapping[str, RingArray]) -> bool:

@@ -22,7 +22,7 @@ from secfed.adapters import (
     head_from_names,
     initial_adapter,
 )
-from secfed.data import fingerprint, load_sites
+from secfed.data import StudyData, fingerprint, load_sites
 from secfed.errors import RunDirectoryError
 from secfed.evaluation import Questions
 from secfed.models import (
@@ -60,6 +60,7 @@ __all__ = [
     "open_budget",
     "plan_sites",
     "prepare",
+    "prepare_data",
     "random_stream",
     "site_identities",
     "with_seed_of",
@@ -105,12 +106,35 @@ def prepare(
     """
     progress.phase("reading the sites' records")
     data = load_sites(study, base_dir)
+    return prepare_data(study, base_dir, data, policy, progress)
+
+
+def prepare_data(
+    study: Study,
+    base_dir: Path,
+    data: StudyData,
+    policy: SitePolicy | None,
+    progress: Progress,
+) -> Prepared:
+    """Make plans and model, and encode what is held here: all sites, one or none.
+
+    Args:
+        study: The study.
+        base_dir: Folder that relative paths start from.
+        data: What is held here.
+        policy: Of the sites that are held here; None where there are none.
+        progress: Told about phases.
+
+    Raises:
+        ModelError, PlanError, PolicyError, StudyError: Before anything is spent.
+    """
     questions = _questions(study, base_dir, data.label_names)
     loss = _loss(study, data.label_names, questions)
     progress.phase("calibrating the noise")
     plans = plan_sites(study, data.nominal_units)
-    for site in data.sites.values():
-        check_policy(policy, study, site.num_units)
+    if policy is not None:
+        for site in data.sites.values():
+            check_policy(policy, study, site.num_units)
     progress.phase("loading the base model")
     if study.is_causal_lm:
         base = load_causal_model(study.model, base_dir)

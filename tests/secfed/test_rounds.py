@@ -45,7 +45,8 @@ from secfed.privacy.noise import simulation_stream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.encoding import codec_for
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.rounds import RoundResult, _session, play_round
+from secfed.runtime.rounds import RoundResult, play_round
+from secfed.runtime.sessions import session_params
 from secfed.runtime.setup import Prepared, open_budget, random_stream
 from secfed.server import Coordinator
 from secfed.study import Study
@@ -244,7 +245,8 @@ def sum_of_encodings() -> tuple[Coordinator, Any]:
     """A coordinator that was handed the sum of four encodings by the protocol."""
     game, sites = Game(), invented_sites()
     codec = codec_of(game.updates[A])
-    params = _session(game.study, sites, codec, 1, "ffa-lora")
+    identities = {name: site.identity.public_bytes for name, site in sites.items()}
+    params = session_params(game.study, identities, codec, 1, "ffa-lora")
     total = RingVector.zeros(codec.length, codec.lane.length)
     for vector in encodings(game.study, game.updates, codec, "x").values():
         total.add_in_place(RingVector(body=vector, lane=codec.lane.encode(0)))

@@ -41,12 +41,13 @@ from secfed.privacy.budget import Budget
 from secfed.privacy.plan import Unit
 from secfed.report.plain import describe_protection
 from secfed.report.reading import read_run
+from secfed.runtime.accounts import earlier_epsilon
 from secfed.runtime.encoding import codec_for, ring_bits_for
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.receipts import reconcile
-from secfed.runtime.record import Arm, ArmRecord
+from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, plan_sites
 from secfed.runtime.site_training import contribute
 from secfed.statement import StatementContext, build_statement
@@ -208,8 +209,7 @@ def test_earlier_studies_are_stated_at_the_price_that_was_charged(
 ) -> None:
     budget = opened(tmp_path / "budget.sqlite", "site")
     budget.reserve("digest", "earlier", 1, UPDATE)
-    mine = SimpleNamespace(run_id="mine", arm=Arm(name="x", study=whole))
-    said = ArmRecord._earlier_epsilon(mine, budget)  # type: ignore[arg-type]
+    said = earlier_epsilon(budget, "mine", whole.privacy.delta)
     assert said == budget.spent_epsilon() > epsilon([UPDATE], DELTA)
 
 

@@ -1,0 +1,117 @@
+"""The round loop of one arm, from its first missing round to its release.
+
+It is the same loop wherever the sites are; a :class:`Player` says how a round is
+played and what can be told about it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from secfed.errors import RoundAbortedError
+from secfed.report.html import build_report
+from secfed.runtime.progress import Progress
+from secfed.runtime.record import ArmRecord
+from secfed.runtime.rounds import RoundResult
+from secfed.runtime.scores import scores_of
+from secfed.runtime.setup import Prepared
+from secfed.strategies import trained_names
+from secfed.strategies.base import ServerState, Strategy
+
+__all__ = ["Player", "run_rounds"]
+
+
+class Player(Protocol):
+    """Where the sites of an arm are, and how a round of them is played."""
+
+    def play(self, before: ServerState, round_number: int) -> RoundResult:
+        """One round, from the adapter that is sent to the opened sum.
+
+        Raises:
+            RoundAbortedError: Too few sites were left; nothing was learned.
+        """
+
+    def scores(self, after: ServerState) -> dict[str, Any]:
+        """Of the global adapter, or the mean over the sites' own models."""
+
+    def noise(
+        self, before: ServerState, played: RoundResult, round_number: int
+    ) -> dict[str, Any] | None:
+        """The noise that a round left in the weights; None where it is not known."""
+
+
+def run_rounds(
+    record: ArmRecord,
+    prepared: Prepared,
+    strategy: Strategy,
+    player: Player,
+    arm_dir: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run what is missing of an arm; ``record`` is open.
+
+    1. settle what an interruption left;
+    2. for each remaining round: train, sum, apply, evaluate, commit;
+    3. write the statement, the release, the report and the manifest.
+
+    Returns:
+        The arm's object of ``comparison.json``.
+    """
+    # 1
+    base = prepared.model.base_weights() if strategy.uses_base else {}
+    start = strategy.init(prepared.start, record.arm.study.adapter.seed, base)
+    for sentence in strategy.remarks(start.adapter):
+        progress.note(sentence)
+    state = record.recover(start, scores_of(prepared, start.adapter), progress)
+    # 2
+    rounds = record.arm.study.training.rounds
+    for round_number in range(record.next_round, rounds + 1):
+        progress.round(record.arm.name, round_number, rounds)
+        state = _play(record, strategy, player, state, round_number, progress)
+    # 3
+    if not record.released:
+        record.release(state.adapter)
+    if not (arm_dir / "report.html").exists():  # a crash may have come between
+        build_report(arm_dir)
+    record.seal()
+    trains = trained_names(strategy, start.adapter, 1)
+    return record.summary(sum(start.adapter.tensors[n].size for n in trains))
+
+
+def _play(
+    record: ArmRecord,
+    strategy: Strategy,
+    player: Player,
+    before: ServerState,
+    round_number: int,
+    progress: Progress,
+) -> ServerState:
+    """One round, committed by its ledger entry; an aborted one is recorded."""
+    started = time.perf_counter()
+    try:
+        played = player.play(before, round_number)
+        after = strategy.apply(before, played.result.mean, round_number)
+    except RoundAbortedError as error:
+        record.interrupted(round_number, str(error))
+        raise
+    metrics = {
+        "round": round_number,
+        "status": "completed",
+        **player.scores(after),
+        "survivors": list(played.result.survivors),
+        # A site that never answered did not start and spent nothing.
+        "dropouts": {s: p for s, p in played.result.dropouts.items() if p},
+        "silent": dict(played.result.silent),
+        "sums_equal": played.sums_equal,
+        "saturated": played.result.saturated,
+        "bytes_up": played.bytes_up,
+        "bytes_down": played.bytes_down,
+        "seconds": round(time.perf_counter() - started, 3),
+        "epsilon": record.epsilon(round_number),
+        "noise": player.noise(before, played, round_number),
+    }
+    record.commit(after, played, metrics)
+    progress.finished_round(metrics)
+    return after

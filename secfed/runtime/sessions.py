@@ -1,0 +1,161 @@
+"""What the coordinator and every site derive for one round, each for itself.
+
+Nothing here is taken from a message but the adapter: the codec, the roster, the
+threshold and the session follow from the signed study and the pinned identities.
+All runtimes use it, so that a round is the same round wherever it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from safetensors.numpy import save
+
+from protocols.secagg.params import Member, SessionParams, default_threshold
+from secfed.codec import Codec
+from secfed.errors import RoundAbortedError, SecfedError
+from secfed.privacy.plan import PrivacyPlan
+from secfed.runtime.encoding import codec_for
+from secfed.server import Coordinator, SecureSum
+from secfed.study import Study
+from secfed.types import Adapter
+
+__all__ = [
+    "PHASES",
+    "Link",
+    "RoundTerms",
+    "broadcast_of",
+    "model_digest",
+    "session_params",
+    "sum_under_masks",
+    "terms_of",
+]
+
+PHASES: Final = {
+    "advertise": "advertise keys",
+    "shares": "share keys",
+    "masked-input": "masked input",
+    "confirm": "confirm survivors",
+    "unmask": "unmask",
+}
+"""The phases of ``secfed.server.Coordinator`` in order, and their names for people."""
+
+
+@dataclass(frozen=True)
+class RoundTerms:
+    """The public parameters of one round."""
+
+    codec: Codec
+    params: SessionParams
+
+
+def broadcast_of(adapter: Adapter) -> bytes:
+    """The bytes of an adapter as every site receives them (safetensors)."""
+    return save({n: np.ascontiguousarray(v) for n, v in adapter.tensors.items()})
+
+
+def model_digest(base_digest: str, broadcast: bytes) -> bytes:
+    """SHA-256 of the base model's digest and of the adapter bytes as received."""
+    return hashlib.sha256(bytes.fromhex(base_digest) + broadcast).digest()
+
+
+def terms_of(
+    study: Study,
+    plans: Mapping[str, PrivacyPlan],
+    identities: Mapping[str, bytes],
+    adapter: Adapter,
+    round_number: int,
+    arm: str,
+    *,
+    private: bool = True,
+) -> RoundTerms:
+    """Derive the codec and the session of one round.
+
+    Args:
+        study: The study of this arm.
+        plans: Every site's plan; public.
+        identities: Every site's public identity key, 32 bytes; pinned.
+        adapter: What the sites received.
+        round_number: From 1.
+        arm: Enters the session's purpose.
+        private: False for the baseline without noise.
+
+    Raises:
+        CodecError: The ring is too small for so many sites.
+    """
+    codec = codec_for(study, plans, adapter, round_number, private=private)
+    return RoundTerms(
+        codec, session_params(study, identities, codec, round_number, arm)
+    )
+
+
+def session_params(
+    study: Study,
+    identities: Mapping[str, bytes],
+    codec: Codec,
+    round_number: int,
+    arm: str,
+) -> SessionParams:
+    """The parameters of one secure sum; arguments as for ``terms_of``."""
+    roster = tuple(Member(name=n, identity=identities[n]) for n in sorted(identities))
+    colluders = study.secagg.colluders
+    return SessionParams(
+        study_digest=bytes.fromhex(study.digest()),
+        round=round_number,
+        attempt=1,
+        purpose=f"update/{arm}",
+        roster=roster,
+        threshold=study.secagg.threshold or default_threshold(len(roster), colluders),
+        max_colluders=colluders,
+        body_length=codec.length,
+        lane_length=codec.lane.length,
+        ring_bits=codec.ring_bits,
+        mode=study.secagg.mode,
+        suite=study.secagg.suite_number,
+    )
+
+
+class Link(Protocol):
+    """The way between the coordinator and the sites of one round."""
+
+    @property
+    def refusals(self) -> Sequence[SecfedError]:
+        """Sites that their own policy or budget kept out, as errors."""
+
+    def collect(
+        self,
+        phase: str,
+        messages: Mapping[str, bytes],
+        receive: Callable[[str, bytes], None],
+    ) -> None:
+        """Ask the named sites and pass on every answer that arrives in time."""
+
+
+def sum_under_masks(
+    coordinator: Coordinator, link: Link, present: Iterable[str]
+) -> SecureSum:
+    """The five phases of one session, from the first keys to the opened sum.
+
+    Args:
+        coordinator: A session of which nothing was received yet.
+        link: How sites are asked; who is sent nothing is not asked.
+        present: The sites that are asked for keys.
+
+    Raises:
+        PolicyError, BudgetExceededError: Too few were left because sites refused.
+        RoundAbortedError: Too few were left for another reason; nothing was learned.
+    """
+    messages = dict.fromkeys(present, b"")
+    while coordinator.result is None:
+        link.collect(coordinator.phase, messages, coordinator.receive)
+        try:
+            messages = coordinator.close()
+        except RoundAbortedError as error:
+            if link.refusals:
+                raise link.refusals[0] from error
+            raise
+    return coordinator.result
