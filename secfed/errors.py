@@ -31,6 +31,7 @@ __all__ = [
     "RunDirectoryError",
     "SecfedError",
     "StudyError",
+    "TooFewSitesError",
     "TrainingError",
     "VerificationError",
 ]
@@ -141,6 +142,12 @@ class RoundAbortedError(SecfedError):
         self.phase = phase
         self.blamed = tuple(blamed)
         super().__init__(f"round aborted in phase {phase}: {message}")
+
+
+class TooFewSitesError(SecfedError):
+    """Too few sites answered before a round; nobody was asked to spend anything."""
+
+    exit_code = 5
 
 
 class VerificationError(SecfedError):

@@ -22,11 +22,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from secfed.errors import RunDirectoryError, VerificationError
 
 __all__ = [
+    "ANSWER",
+    "KEY_REQUEST",
     "LEDGER_ENTRY",
     "MANIFEST",
+    "ORDER",
+    "ROSTER",
     "CoordinatorKey",
     "fingerprint",
     "format_fingerprint",
+    "framed",
     "load_or_create",
     "parse_fingerprint",
     "verify_signature",
@@ -34,7 +39,11 @@ __all__ = [
 
 LEDGER_ENTRY = "secfed/ledger-entry/1"
 MANIFEST = "secfed/manifest/1"
-_LABELS = frozenset({LEDGER_ENTRY, MANIFEST})
+ROSTER = "secfed/roster/1"
+KEY_REQUEST = "secfed/key-request/1"
+ORDER = "secfed/order/1"
+ANSWER = "secfed/answer/1"
+_LABELS = frozenset({LEDGER_ENTRY, MANIFEST, ROSTER, KEY_REQUEST, ORDER, ANSWER})
 
 _SECRET_BYTES = 32
 _PUBLIC_BYTES = 32
@@ -63,7 +72,7 @@ class CoordinatorKey:
         Raises:
             ValueError: The label is not one of this module's.
         """
-        return self._secret.sign(_framed(label, message))
+        return self._secret.sign(framed(label, message))
 
     def fingerprint(self) -> str:
         """The SHA-256 of the public key, which people compare and pin."""
@@ -86,7 +95,7 @@ def verify_signature(
     """
     try:
         key = Ed25519PublicKey.from_public_bytes(public_key)
-        key.verify(signature, _framed(label, message))
+        key.verify(signature, framed(label, message))
     except (InvalidSignature, ValueError) as error:
         raise VerificationError("the signature is not valid for this key") from error
 
@@ -190,7 +199,12 @@ def _open_plainly(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def _framed(label: str, message: bytes) -> bytes:
+def framed(label: str, message: bytes) -> bytes:
+    """The bytes that are signed for one purpose: the label, length first, and all.
+
+    Raises:
+        ValueError: The label is not one of this module's.
+    """
     if label not in _LABELS:
         raise ValueError(f"unknown signature label {label!r}")
     prefix = label.encode()

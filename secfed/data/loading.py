@@ -25,7 +25,7 @@ from secfed.errors import DataError
 from secfed.study import MIN_UNITS, Study
 from secfed.types import LabelledTexts, SiteData
 
-__all__ = ["StudyData", "fingerprint", "load_sites"]
+__all__ = ["StudyData", "fingerprint", "load_sites", "site_data"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
         own = cap_units(
             training.select(rows), privacy.max_records_per_unit, section.seed
         )
-        sites[site] = _site_data(site, own)
+        sites[site] = site_data(site, own)
         rows_of[site] = own.row_numbers()
     return StudyData(
         sites=sites,
@@ -137,7 +137,12 @@ def fingerprint(data: SiteData) -> str:
     return digest([*parts, list(records.pairs)] if records.pairs else parts)
 
 
-def _site_data(site: str, table: RecordTable) -> SiteData:
+def site_data(site: str, table: RecordTable) -> SiteData:
+    """One site's records, with its privacy units numbered.
+
+    Raises:
+        DataError: There are too few units to take part.
+    """
     if not len(table):
         raise DataError(f"site {site!r} has no training records")
     number: dict[str, int] = {}

@@ -1,0 +1,261 @@
+"""The coordinator's side of a round whose sites are on other machines.
+
+What carries the orders is a :class:`Post`; Flower's is in ``secfed.runtime.flower``.
+The round itself is that of the local runtime: the same terms, the same phases, the
+same loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+from secfed.errors import (
+    BudgetExceededError,
+    PolicyError,
+    SecfedError,
+    TooFewSitesError,
+    VerificationError,
+)
+from secfed.runtime.envelope import ACCEPTED, Answer, Order, Sealed, sign_order
+from secfed.runtime.progress import Progress
+from secfed.runtime.record import Arm
+from secfed.runtime.remote_accounts import RemoteAccounts
+from secfed.runtime.rounds import RoundResult
+from secfed.runtime.scores import scores_of
+from secfed.runtime.sessions import (
+    PHASES,
+    broadcast_of,
+    model_digest,
+    sum_under_masks,
+    terms_of,
+)
+from secfed.runtime.setup import Prepared
+from secfed.server import Coordinator
+from secfed.signing import CoordinatorKey
+from secfed.strategies.base import ServerState
+
+__all__ = ["Deadlines", "Post", "RemoteSites"]
+
+_LEFT_BEFORE_KEYS: Final = "adapter"
+
+
+class Post(Protocol):
+    """Carries sealed orders to sites and their sealed answers back."""
+
+    def exchange(
+        self, phase: str, orders: Mapping[str, Sealed], seconds: float
+    ) -> Iterator[tuple[str, Sealed]]:
+        """Send all orders; yield answers as they come until all are here or time is.
+
+        A site that is known to be away ends its part at once and yields nothing.
+        """
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long the coordinator waits, in seconds.
+
+    Attributes:
+        joining: For sites to take the round's adapter.
+        training: For local training.
+        phase: For each phase of the secure sum.
+    """
+
+    joining: float = 300.0
+    training: float = 3600.0
+    phase: float = 120.0
+
+    def of(self, phase: str) -> float:
+        """The time for one phase."""
+        named = {"adapter": self.joining, "training": self.training}
+        return named.get(phase, self.phase)
+
+
+@dataclass
+class RemoteSites:
+    """Plays the rounds of an arm with sites on other machines.
+
+    ``prepared`` holds the public test set and no site's records.
+    """
+
+    arm: Arm
+    prepared: Prepared
+    accounts: RemoteAccounts
+    key: CoordinatorKey
+    run_id: str
+    post: Post
+    deadlines: Deadlines
+    progress: Progress
+
+    def play(self, before: ServerState, round_number: int) -> RoundResult:
+        """One round, from the adapter that is sent to the opened sum.
+
+        1. send the adapter; 2. note whom the round is asked of; 3. five phases.
+
+        Raises:
+            TooFewSitesError: Before anything was asked; the round can be tried again.
+            RoundAbortedError: Too few sites were left; nothing was learned.
+        """
+        identities = self.accounts.identities
+        terms = terms_of(
+            self.arm.study,
+            self.accounts.plans,
+            identities,
+            before.adapter,
+            round_number,
+            self.arm.name,
+        )
+        broadcast = broadcast_of(before.adapter)
+        link = _Away(self, round_number)
+        # 1
+        here = link.send_adapter(broadcast)
+        if len(here) < terms.params.threshold:
+            away = ", ".join(sorted(identities.keys() - set(here)))
+            raise TooFewSitesError(
+                f"round {round_number}: {len(here)} of {len(identities)} sites answer, "
+                f"{terms.params.threshold} are needed (away: {away}). Nobody was asked "
+                "to spend anything; start again when more sites are reachable"
+            )
+        # 2
+        self.accounts.ask(round_number, here)
+        # 3
+        digest = model_digest(self.prepared.base.digest, broadcast)
+        coordinator = Coordinator(terms.params, digest, terms.codec)
+        result = sum_under_masks(coordinator, link, here)
+        for sentence in result.suspected:
+            self.progress.note(sentence)
+        charged = self.accounts.charges(round_number)
+        dropouts = {
+            site: phase or (_LEFT_BEFORE_KEYS if site in charged else "")
+            for site, phase in result.dropouts.items()
+        }
+        return RoundResult(
+            result=replace(result, dropouts=dropouts),
+            updates={},
+            sums_equal=None,
+            bytes_up=coordinator.bytes_up,
+            bytes_down=coordinator.bytes_down + len(broadcast) * len(here),
+        )
+
+    def scores(self, after: ServerState) -> dict[str, Any]:
+        """Of the global adapter on the public test set."""
+        return scores_of(self.prepared, after.adapter)
+
+    def noise(
+        self, before: ServerState, played: RoundResult, round_number: int
+    ) -> dict[str, Any] | None:
+        """Not known: the updates without noise are at the sites, and stay there."""
+        del before, played, round_number
+        return None
+
+    def send_final(self, adapter: bytes) -> tuple[str, ...]:
+        """Give every site the adapter of the last round; returns who has it."""
+        rounds = self.arm.study.training.rounds
+        return _Away(self, rounds + 1).send_adapter(adapter)
+
+
+@dataclass
+class _Away:
+    """The link of one round whose sites are on other machines."""
+
+    sites: RemoteSites
+    round: int
+    refusals: list[SecfedError] = field(default_factory=list)
+
+    def send_adapter(self, broadcast: bytes) -> tuple[str, ...]:
+        """Offer the adapter to every site of the roster; returns who took it."""
+        self.sites.progress.phase("send the adapter")
+        orders = dict.fromkeys(self.sites.accounts.identities, broadcast)
+        return tuple(sorted(site for site, _ in self._ask("adapter", orders)))
+
+    def collect(
+        self,
+        phase: str,
+        messages: Mapping[str, bytes],
+        receive: Callable[[str, bytes], None],
+    ) -> None:
+        """Ask the named sites; they train before they are asked for masked input."""
+        asked = dict(messages)
+        if phase == "masked-input":
+            self.sites.progress.phase("local training")
+            trained = dict(self._ask("training", dict.fromkeys(asked, b"")))
+            asked = {site: body for site, body in asked.items() if site in trained}
+        self.sites.progress.phase(PHASES[phase])
+        for site, body in self._ask(phase, asked):
+            receive(site, body)
+
+    def _ask(
+        self, phase: str, bodies: Mapping[str, bytes]
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield the bodies that the named sites signed in time."""
+        seconds = self.sites.deadlines.of(phase)
+        orders = {
+            site: sign_order(self.sites.key, self._order(phase, site, seconds), body)
+            for site, body in bodies.items()
+        }
+        done = set()
+        for site, sealed in self.sites.post.exchange(phase, orders, seconds):
+            answer = self._checked(site, sealed, orders)
+            if answer is None or site in done:
+                continue
+            done.add(site)
+            if self._accepted(phase, answer):
+                self.sites.progress.site(site, len(done), len(orders))
+                yield site, sealed.body
+        for site in sorted(orders.keys() - done):
+            self.sites.progress.note(f"{site} gave no answer to {phase} in time")
+
+    def _order(self, phase: str, site: str, seconds: float) -> Order:
+        return Order(
+            study=self.sites.arm.study.digest(),
+            run_id=self.sites.run_id,
+            round=self.round,
+            phase=phase,
+            site=site,
+            expires=int(time.time() + seconds) + 1,
+        )
+
+    def _checked(
+        self, site: str, sealed: Sealed, orders: Mapping[str, Sealed]
+    ) -> Answer | None:
+        """An answer that the pinned site signed to this very order; else None."""
+        try:
+            answer = sealed.open_answer(self.sites.accounts.identities[site])
+        except VerificationError as error:
+            self.sites.progress.note(f"an answer in {site}'s name is refused: {error}")
+            return None
+        if answer.site != site or answer.order != orders[site].digest:
+            self.sites.progress.note(f"an answer of {site} is to another order")
+            return None
+        return answer
+
+    def _accepted(self, phase: str, answer: Answer) -> bool:
+        """Note what the site says of itself; whether its answer counts."""
+        site, accounts = answer.site, self.sites.accounts
+        if answer.status == ACCEPTED:
+            if phase == "advertise":
+                if not answer.budget_head:
+                    self.sites.progress.note(f"{site} names no reservation")
+                    return False
+                accounts.reserved(self.round, site, answer.budget_head)
+            return True
+        self.sites.progress.note(f"{site} declines {phase}: {answer.status}")
+        refusal = self._refusal(answer)
+        if refusal is not None:
+            self.refusals.append(refusal)
+            if phase == "advertise":
+                accounts.declined(self.round, site)
+        return False
+
+    def _refusal(self, answer: Answer) -> SecfedError | None:
+        told = "its operator finds the reason in the site's log"
+        if answer.status == "policy":
+            return PolicyError(f"{answer.site}: its own policy refuses; {told}")
+        if answer.status == "budget":
+            return BudgetExceededError(
+                answer.site, f"its privacy budget does not hold the round; {told}"
+            )
+        return None

@@ -1,0 +1,301 @@
+"""A site that answers signed orders: one handler per phase, all else refused.
+
+Secrets of a session are in memory only. What is durable is what must not be
+forgotten: the budget, its receipts, what the rule keeps at the site, and which
+session was begun. A process that starts in the middle of a session cannot go on with
+it; the site is a dropout of that round and takes part in the next.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from protocols.errors import ProtocolError
+from protocols.keys import SigningKey
+from secfed.adapters import adapter_from_bytes
+from secfed.canonical import canonical_json
+from secfed.client import BudgetGuard, Contribution, Site, SiteRound
+from secfed.errors import (
+    BudgetExceededError,
+    PolicyError,
+    RunDirectoryError,
+    SecfedError,
+    VerificationError,
+)
+from secfed.policy import SitePolicy
+from secfed.privacy.noise import RandomStream
+from secfed.runtime.directory import write_atomically
+from secfed.runtime.envelope import ACCEPTED, Answer, Order, Sealed, sign_answer
+from secfed.runtime.kept import KeptTensors
+from secfed.runtime.receipts import keep_receipt, read_receipts
+from secfed.runtime.record import Arm
+from secfed.runtime.roster import Roster
+from secfed.runtime.sessions import model_digest, terms_of
+from secfed.runtime.setup import Prepared, open_budget, random_stream
+from secfed.runtime.site_training import contribute
+from secfed.strategies import strategy_of
+from secfed.strategies.base import ServerState
+from secfed.types import Adapter
+
+__all__ = ["ORDERS", "SiteWorker"]
+
+ORDERS: Final = (
+    "adapter",
+    "advertise",
+    "shares",
+    "training",
+    "masked-input",
+    "confirm",
+    "unmask",
+)
+"""Everything that a site can be asked, in the order of a round."""
+
+_CLOCKS_SECONDS = 60  # Clocks of two machines may differ by so much.
+_RUN_ID = re.compile(r"[0-9a-f]{16}/[a-z0-9-]{1,64}")
+_FINAL_NAME = "final.safetensors"
+
+
+@dataclass
+class _Session:
+    """The round that is being answered; holds secrets and the unmasked update."""
+
+    round: int
+    run_id: str
+    broadcast: bytes = field(repr=False)
+    adapter: Adapter = field(repr=False)
+    site: SiteRound | None = None
+    stream: RandomStream | None = None
+    budget_head: str = ""
+    answered: dict[str, tuple[str, Sealed]] = field(default_factory=dict)
+
+
+class SiteWorker:
+    """Answers the orders of one study's coordinator at one site.
+
+    Args:
+        roster: Verified, from the coordinator whose fingerprint was compared.
+        name: This site.
+        identity: Its identity key.
+        prepared: Its records, plan and model.
+        policy: Its own rules.
+        state_dir: Its durable folder; nothing of it ever leaves.
+        say: Told in one line what happens, for the site's own log.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        name: str,
+        identity: SigningKey,
+        prepared: Prepared,
+        policy: SitePolicy,
+        state_dir: Path,
+        say: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self._roster = roster
+        self._identity = identity
+        self._prepared = prepared
+        self._state_dir = state_dir
+        self._say = say
+        study = roster.study
+        self._arm = Arm(study.training.method, study)
+        self._strategy = strategy_of(study)
+        base = prepared.model.base_weights() if self._strategy.uses_base else {}
+        start = self._strategy.init(prepared.start, study.adapter.seed, base)
+        self._like = start.adapter
+        self._site = Site(
+            name, identity, prepared.records[name], prepared.plans[name], policy
+        )
+        self._budget = open_budget(
+            study, policy, state_dir, name, prepared.fingerprints[name]
+        )
+        self._session: _Session | None = None
+        self.finished = False
+
+    def answer(self, phase: str, sealed: Sealed) -> Sealed:
+        """Answer one order, or decline it in one word; nothing else leaves the site.
+
+        Args:
+            phase: As the carrier names it; the signed header must say the same.
+            sealed: The order as received.
+
+        Raises:
+            VerificationError: The order is not the pinned coordinator's, not for this
+                site and study, or too old. It is not answered at all.
+        """
+        order = self._verified(phase, sealed)
+        session = self._session
+        if session is not None and order.round == session.round:
+            held = session.answered.get(phase)
+            if held is not None and held[0] == sealed.digest:
+                return held[1]  # The same order again: the same bytes again.
+        status, body = self._status_and_body(order, sealed.body)
+        session = self._session
+        current = session is not None and session.round == order.round
+        head = session.budget_head if session is not None and current else ""
+        answer = Answer(sealed.digest, self._site.name, status, head)
+        result = sign_answer(self._identity, answer, body)
+        if session is not None and current and status == ACCEPTED:
+            session.answered[phase] = (sealed.digest, result)
+        return result
+
+    # ---------------------------------------------------------------- checks
+
+    def _verified(self, phase: str, sealed: Sealed) -> Order:
+        order = sealed.open_order(self._roster.coordinator_key)
+        if phase not in ORDERS or order.phase != phase:
+            raise VerificationError(f"an order of no known phase: {phase!r}")
+        if order.study != self._roster.study.digest():
+            raise VerificationError("an order of another study than was approved")
+        if order.site != self._site.name:
+            raise VerificationError("an order for another site")
+        if not _RUN_ID.fullmatch(order.run_id):
+            raise VerificationError("an order of a malformed run")
+        if time.time() > order.expires + _CLOCKS_SECONDS:
+            raise VerificationError("an order that nobody waits for any more")
+        return order
+
+    def _status_and_body(self, order: Order, body: bytes) -> tuple[str, bytes]:
+        """Run the phase; what goes wrong is told in one word, its text stays here."""
+        try:
+            return ACCEPTED, self._run(order, body)
+        except (PolicyError, BudgetExceededError) as error:
+            word = "budget" if isinstance(error, BudgetExceededError) else "policy"
+            self._say(f"round {order.round}, {order.phase}: refused: {error}")
+        except (ProtocolError, SecfedError) as error:
+            word = "failed"
+            self._say(f"round {order.round}, {order.phase}: {error}")
+        if word == "failed" or order.phase != "adapter":
+            self._leave()
+        return word, b""
+
+    def _leave(self) -> None:
+        """Forget the session; its round is over for this site."""
+        self._session = None
+
+    # ---------------------------------------------------------------- phases
+
+    def _run(self, order: Order, body: bytes) -> bytes:
+        if order.phase == "adapter":
+            return self._take_adapter(order, body)
+        session = self._session
+        if session is None or (session.round, session.run_id) != (
+            order.round,
+            order.run_id,
+        ):
+            raise RunDirectoryError(
+                "this process did not begin that round, so the site is out of it"
+            )
+        if order.phase in session.answered:
+            raise RunDirectoryError(f"{order.phase} was answered already (SA-009)")
+        if order.phase == "advertise":
+            return self._advertise(session)
+        if session.site is None or session.stream is None:
+            raise RunDirectoryError("no keys were advertised in this round")
+        if order.phase == "shares":
+            return session.site.share(body, session.stream)
+        if order.phase == "training":
+            session.site.train(partial(self._train, session), session.stream)
+            return b""
+        return session.site.answer(order.phase, body)
+
+    def _take_adapter(self, order: Order, body: bytes) -> bytes:
+        """A new adapter begins a round; the one after the last round is kept."""
+        adapter = adapter_from_bytes(body, self._like)
+        rounds = self._roster.study.training.rounds
+        if order.round == rounds + 1:
+            self._leave()
+            write_atomically(self._folder(order) / _FINAL_NAME, body)
+            self.finished = True
+            self._say("the study is finished; the final adapter is kept")
+            return b""
+        if not 1 <= order.round <= rounds:
+            raise RunDirectoryError(f"the study has no round {order.round}")
+        if order.round <= self._last_round(order):
+            raise RunDirectoryError(
+                f"round {order.round} was begun here before and is not repeated"
+            )
+        self._session = _Session(order.round, order.run_id, body, adapter)
+        self._say(f"round {order.round}: adapter received")
+        return b""
+
+    def _advertise(self, session: _Session) -> bytes:
+        """Single-use from here on: the round is noted before anything is reserved."""
+        study, prepared = self._roster.study, self._prepared
+        terms = terms_of(
+            study,
+            prepared.plans,
+            self._roster.identities,
+            session.adapter,
+            session.round,
+            self._arm.name,
+        )
+        self._note_round(session)
+        guard = BudgetGuard(
+            self._budget,
+            session.run_id,
+            {r.head for r in read_receipts(self._state_dir, self._site.name)},
+            partial(keep_receipt, self._state_dir, self._site.name),
+        )
+        session.stream = random_stream(
+            study, self._arm.name, str(session.round), self._site.name, "protocol"
+        )
+        session.site = SiteRound(self._site, study, terms.params, terms.codec, guard)
+        digest = model_digest(prepared.base.digest, session.broadcast)
+        message = session.site.advertise(digest, session.stream)
+        session.budget_head = self._head(session)
+        self._say(f"round {session.round}: budget reserved, keys advertised")
+        return message
+
+    def _train(self, session: _Session, site: Site) -> Contribution:
+        before = ServerState(session.adapter, session.round - 1, {})
+        own = self._state_dir / "sites" / site.name / "kept" / session.run_id[:16]
+        kept = KeptTensors(own)
+        self._say(f"round {session.round}: training")
+        return contribute(
+            self._arm,
+            self._prepared,
+            self._strategy,
+            site,
+            before,
+            session.round,
+            kept,
+        )
+
+    # ----------------------------------------------------------------- state
+
+    def _head(self, session: _Session) -> str:
+        return next(
+            held.head
+            for held in self._budget.history()
+            if held.run_id == session.run_id and held.round == session.round
+        )
+
+    def _folder(self, order: Order | _Session) -> Path:
+        return self._state_dir / "runs" / order.run_id.split("/")[0]
+
+    def _last_round(self, order: Order) -> int:
+        path = self._folder(order) / "session.json"
+        if not path.exists():
+            return 0
+        try:
+            return int(json.loads(path.read_bytes())["round"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(
+                f"{path}: damaged, so it is not known which rounds were begun"
+            ) from error
+
+    def _note_round(self, session: _Session) -> None:
+        value = {"run_id": session.run_id, "round": session.round, "attempt": 1}
+        path = self._folder(session) / "session.json"
+        write_atomically(path, canonical_json(value) + b"\n")
+
+    def __repr__(self) -> str:
+        return f"SiteWorker({self._site.name!r}, <private>)"
