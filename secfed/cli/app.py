@@ -8,7 +8,7 @@ from typing import Final, TextIO
 
 import typer
 
-from secfed.cli import budgets, evidence, methods, planning, runs
+from secfed.cli import budgets, deployment, evidence, methods, planning, runs
 from secfed.cli.amplification import amplification
 from secfed.cli.model import app as model_app
 from secfed.cli.output import SecfedGroup, tell
@@ -41,6 +41,12 @@ app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("compare")(runs.compare)
 app.command("resume")(runs.resume)
+app.command("serve")(deployment.serve)
+app.add_typer(deployment.site_app, name="site")
+app.add_typer(deployment.keys_app, name="keys")
+app.command("join")(deployment.join)
+app.command("status")(deployment.status)
+app.command("stop")(deployment.stop)
 app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
 app.command("amplification")(amplification)

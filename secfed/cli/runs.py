@@ -143,6 +143,11 @@ def resume(
 
     Example: secfed resume runs/my-demo
     """
+    if (run_dir / "private" / "serve.json").is_file():
+        from secfed.cli.deployment import resume_serving  # noqa: PLC0415
+
+        resume_serving(run_dir, as_json=as_json)
+        return
     if not (run_dir / "private" / "run.json").is_file():
         raise RunDirectoryError(
             f"{run_dir}: no private/run.json, so this is not a run that can be "

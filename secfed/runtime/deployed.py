@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from secfed.errors import (
     BudgetExceededError,
@@ -19,7 +19,14 @@ from secfed.errors import (
     TooFewSitesError,
     VerificationError,
 )
-from secfed.runtime.envelope import ACCEPTED, Answer, Order, Sealed, sign_order
+from secfed.runtime.envelope import (
+    ACCEPTED,
+    Answer,
+    Order,
+    Post,
+    Sealed,
+    sign_order,
+)
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm
 from secfed.runtime.remote_accounts import RemoteAccounts
@@ -37,21 +44,9 @@ from secfed.server import Coordinator
 from secfed.signing import CoordinatorKey
 from secfed.strategies.base import ServerState
 
-__all__ = ["Deadlines", "Post", "RemoteSites"]
+__all__ = ["Deadlines", "RemoteSites"]
 
 _LEFT_BEFORE_KEYS: Final = "adapter"
-
-
-class Post(Protocol):
-    """Carries sealed orders to sites and their sealed answers back."""
-
-    def exchange(
-        self, phase: str, orders: Mapping[str, Sealed], seconds: float
-    ) -> Iterator[tuple[str, Sealed]]:
-        """Send all orders; yield answers as they come until all are here or time is.
-
-        A site that is known to be away ends its part at once and yields nothing.
-        """
 
 
 @dataclass(frozen=True)

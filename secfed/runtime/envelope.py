@@ -10,15 +10,36 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self
 
 from protocols.keys import SigningKey
 from secfed.canonical import canonical_json, parse_canonical
 from secfed.errors import VerificationError
 from secfed.signing import ANSWER, ORDER, CoordinatorKey, framed, verify_signature
 
-__all__ = ["ACCEPTED", "Answer", "Order", "Sealed", "sign_answer", "sign_order"]
+__all__ = [
+    "ACCEPTED",
+    "ORDERS",
+    "Answer",
+    "Order",
+    "Post",
+    "Sealed",
+    "sign_answer",
+    "sign_order",
+]
+
+ORDERS: Final = (
+    "adapter",
+    "advertise",
+    "shares",
+    "training",
+    "masked-input",
+    "confirm",
+    "unmask",
+)
+"""Everything that a site can be asked, in the order of a round."""
 
 ACCEPTED = "accepted"
 _HEAD = re.compile(r"([0-9a-f]{64})?")
@@ -117,6 +138,18 @@ class Sealed:
         ):
             raise VerificationError("a message has the wrong fields")
         return cls(header, body, signature)
+
+
+class Post(Protocol):
+    """Carries sealed orders to sites and their sealed answers back."""
+
+    def exchange(
+        self, phase: str, orders: Mapping[str, Sealed], seconds: float
+    ) -> Iterator[tuple[str, Sealed]]:
+        """Send all orders; yield answers as they come until all are here or time is.
+
+        A site that is known to be away ends its part at once and yields nothing.
+        """
 
 
 def sign_order(key: CoordinatorKey, order: Order, body: bytes) -> Sealed:

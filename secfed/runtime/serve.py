@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from secfed.errors import StudyError
-from secfed.runtime.deployed import Deadlines, Post, RemoteSites
+from secfed.runtime.deployed import Deadlines, RemoteSites
+from secfed.runtime.envelope import Post
 from secfed.runtime.loop import run_rounds
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord

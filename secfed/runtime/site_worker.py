@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from protocols.errors import ProtocolError
 from protocols.keys import SigningKey
@@ -32,7 +31,14 @@ from secfed.errors import (
 from secfed.policy import SitePolicy
 from secfed.privacy.noise import RandomStream
 from secfed.runtime.directory import write_atomically
-from secfed.runtime.envelope import ACCEPTED, Answer, Order, Sealed, sign_answer
+from secfed.runtime.envelope import (
+    ACCEPTED,
+    ORDERS,
+    Answer,
+    Order,
+    Sealed,
+    sign_answer,
+)
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.receipts import keep_receipt, read_receipts
 from secfed.runtime.record import Arm
@@ -44,18 +50,7 @@ from secfed.strategies import strategy_of
 from secfed.strategies.base import ServerState
 from secfed.types import Adapter
 
-__all__ = ["ORDERS", "SiteWorker"]
-
-ORDERS: Final = (
-    "adapter",
-    "advertise",
-    "shares",
-    "training",
-    "masked-input",
-    "confirm",
-    "unmask",
-)
-"""Everything that a site can be asked, in the order of a round."""
+__all__ = ["SiteWorker"]
 
 _CLOCKS_SECONDS = 60  # Clocks of two machines may differ by so much.
 _RUN_ID = re.compile(r"[0-9a-f]{16}/[a-z0-9-]{1,64}")

@@ -1,0 +1,124 @@
+"""A site's process: a SuperNode as a child, and the runner that works for it.
+
+The SuperNode holds the node key and the connection; the runner, in the process that a
+person started, holds the identity, the records and a session's secrets. They speak
+over loopback with a secret that is made anew at each start.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from secfed.runtime.flower.children import LOOPBACK, Child, free_port, wait_for_port
+from secfed.runtime.flower.client_app import Answering, client_app
+from secfed.runtime.flower.runner import Runner
+
+__all__ = ["Connection", "work"]
+
+_AGAIN_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How a site reaches its coordinator.
+
+    Attributes:
+        address: Host and port of the fleet API.
+        authority: Certificate (PEM) that the server's must be signed by.
+        node_key: File of the node's private key, in the format of OpenSSH.
+    """
+
+    address: str
+    authority: Path
+    node_key: Path
+
+
+def work(
+    connection: Connection,
+    answer: Answering,
+    folder: Path,
+    until: Callable[[], bool],
+    say: Callable[[str], None] = lambda _text: None,
+) -> None:
+    """Answer orders until ``until`` says so; starts the SuperNode again if it ends.
+
+    After a kill the coordinator refuses the same node for up to a minute, because the
+    session before still counts; the SuperNode then ends and is started again.
+
+    Args:
+        connection: To the coordinator.
+        answer: The site.
+        folder: The site's folder for Flower's log and home.
+        until: Whether to end.
+        say: Told in one line what happens.
+    """
+    ended = threading.Event()
+    port, secret = free_port(), secrets.token_bytes(32)
+    keeper = threading.Thread(
+        target=_keep,
+        args=(connection, port, secret, folder, ended, say),
+        name="supernode",
+        daemon=True,
+    )
+    keeper.start()
+    try:
+        Runner(f"{LOOPBACK}:{port}", secret, client_app(answer), say).run(until)
+        time.sleep(1.0)  # The last answer is still on its way through the child.
+    finally:
+        ended.set()
+        keeper.join()
+
+
+def _keep(
+    connection: Connection,
+    port: int,
+    secret: bytes,
+    folder: Path,
+    ended: threading.Event,
+    say: Callable[[str], None],
+) -> None:
+    """Keep a SuperNode running."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    while not ended.is_set():
+        child = _supernode(connection, port, secret, folder)
+        while child.running and not ended.wait(0.5):
+            pass
+        child.stop()
+        if not ended.wait(_AGAIN_SECONDS):
+            say("the connection's process ended and is started again")
+
+
+def _supernode(connection: Connection, port: int, secret: bytes, folder: Path) -> Child:
+    path = folder / "runner.secret"
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        file.write(secret)
+    arguments = [
+        *("--superlink", connection.address),
+        *("--root-certificates", str(connection.authority)),
+        *("--auth-supernode-private-key", str(connection.node_key)),
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(path)),
+        *("--host", LOOPBACK),
+        *("--port", str(port)),
+    ]
+    child = Child(
+        "secfed.runtime.flower.supernode",
+        arguments,
+        folder / "flower",
+        folder / "supernode.log",
+    )
+    try:
+        wait_for_port(child, port)
+    except Exception:  # noqa: BLE001 - it is started again by the caller
+        child.stop()
+    path.unlink(missing_ok=True)
+    return child

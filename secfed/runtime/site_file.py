@@ -1,0 +1,130 @@
+"""The file of a site in a deployment, and what is checked before it connects.
+
+Example::
+
+    format = 1
+    site = "north-general"
+    # Folder of `secfed keys new`; the other paths, too, start beside this file.
+    keys = "keys"
+    roster = "roster.json"
+    # Compared by telephone with the coordinator's, digit by digit.
+    coordinator = "0011 2233 ..."
+    policy = "site.toml"
+    state = "state"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from secfed.data.own import load_own
+from secfed.errors import StudyError, VerificationError
+from secfed.policy import load_policy
+from secfed.runtime.directory import write_atomically
+from secfed.runtime.keys import AUTHORITY_NAME, SiteKeys, read_site_keys
+from secfed.runtime.progress import Progress
+from secfed.runtime.roster import Roster, read_roster
+from secfed.runtime.serve import check_deployable
+from secfed.runtime.setup import prepare_data
+from secfed.runtime.site_worker import SiteWorker
+from secfed.signing import fingerprint, format_fingerprint, parse_fingerprint
+from secfed.study.reading import Table, checked, read_toml
+from secfed.study.sections import SiteName
+
+__all__ = ["OpenSite", "SiteFile", "load_site_file", "open_site", "pinned_roster"]
+
+
+class SiteFile(Table):
+    """A site's own file; relative paths start in its folder."""
+
+    format: Literal[1]
+    site: SiteName
+    keys: str = "keys"
+    roster: str = "roster.json"
+    coordinator: str
+    policy: str = "site.toml"
+    state: str = "state"
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    """A site that is ready to answer, and what it needs to connect."""
+
+    worker: SiteWorker
+    roster: Roster
+    keys: SiteKeys
+    authority: Path
+    state: Path
+
+
+def load_site_file(path: Path) -> SiteFile:
+    """Read and check a site's file.
+
+    Raises:
+        StudyError: Missing, not TOML, an unknown key or a wrong value.
+    """
+    site = checked(SiteFile, read_toml(path), path)
+    try:
+        parse_fingerprint(site.coordinator)
+    except ValueError as error:
+        raise StudyError(path, "coordinator", str(error)) from error
+    return site
+
+
+def pinned_roster(site: SiteFile, folder: Path, keys: SiteKeys) -> Roster:
+    """The site's roster, if it is the pinned coordinator's and names these keys.
+
+    Raises:
+        VerificationError: It is not.
+    """
+    path = folder / site.roster
+    try:
+        roster = read_roster(path.read_bytes(), path)
+    except OSError as error:
+        raise VerificationError(f"{path}: cannot be read: {error.strerror}") from error
+    found = fingerprint(roster.coordinator_key)
+    if found != parse_fingerprint(site.coordinator):
+        raise VerificationError(
+            f"{path}: signed by another coordinator than this site pins:\n"
+            f"  {format_fingerprint(found)}"
+        )
+    own = roster.requests.get(site.site)
+    if own is None or own.data != keys.request(site.site):
+        raise VerificationError(
+            f"{path}: does not hold the request of {site.site!r} with these keys"
+        )
+    return roster
+
+
+def open_site(
+    path: Path,
+    progress: Progress,
+    say: Callable[[str], None],
+    *,
+    rehearsal: bool = False,
+) -> OpenSite:
+    """Check everything that can be checked before anybody connects.
+
+    1. the keys and the roster; 2. the study; 3. the policy and the records.
+
+    Raises:
+        SecfedError: What is wrong; nothing was spent.
+    """
+    site, folder = load_site_file(path), path.resolve().parent
+    # 1
+    keys = read_site_keys(folder / site.keys)
+    roster = pinned_roster(site, folder, keys)
+    # 2
+    check_deployable(roster.study, rehearsal=rehearsal)
+    # 3
+    policy = load_policy(folder / site.policy)
+    data = load_own(roster.study, folder, site.site)
+    prepared = prepare_data(roster.study, folder, data, policy, progress)
+    state = folder / site.state
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(state / AUTHORITY_NAME, roster.authority.encode())
+    worker = SiteWorker(roster, site.site, keys.identity, prepared, policy, state, say)
+    return OpenSite(worker, roster, keys, state / AUTHORITY_NAME, state)
