@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification clean
+.PHONY: help setup demo demo-deployment test test-deployment fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -24,11 +24,17 @@ $(STAMP): constraints.txt model-packages.txt pyproject.toml
 demo: $(STAMP)   ## run the main job on real text: four hospitals, two methods
 	$(BIN)/secfed demo
 
-test: $(STAMP)   ## run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP)   ## run every test but the long ones of the deployment
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deployment"
+
+test-deployment: $(STAMP) ## a coordinator and its sites as processes; what goes wrong between them
+	$(BIN)/python -m pytest -m deployment
+
+demo-deployment: $(STAMP) ## coordinator and four sites as processes with TLS; one is killed in a round
+	$(BIN)/python -m examples.deployment.demo $(DEMO)
 
 fast: $(STAMP)   ## run the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not deployment"
 
 coverage: $(STAMP) ## every branch of protocols/ is taken by its tests
 	$(BIN)/python -m coverage run -m pytest tests/protocols -m "not slow"

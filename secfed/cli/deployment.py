@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from secfed.cli.output import SecfedGroup, print_json, show, tell
+from secfed.cli.output import SecfedGroup, print_json, remember_run, show, tell
 from secfed.cli.progress import progress_for
 from secfed.errors import StudyError, VerificationError
 from secfed.signing import fingerprint, format_fingerprint, load_or_create
@@ -239,6 +239,7 @@ def _serve(
     )
     from secfed.runtime.setup import prepare_data  # noqa: PLC0415
 
+    remember_run(click.get_current_context(), run_dir)
     check_deployable(roster.study, rehearsal=record.rehearsal)
     keys, base = Path(record.keys), Path(record.base_dir)
     key = load_or_create(keys / _KEY_NAME)

@@ -84,12 +84,17 @@ def remember_run(ctx: click.Context, run_dir: Path) -> None:
 
 def _how_to_resume(ctx: click.Context) -> str:
     run_dir = ctx.meta.get(_RUN_KEY)
-    if run_dir is None or not (run_dir / "private" / "run.json").is_file():
+    if run_dir is None or not _begun(run_dir):
         return "Nothing was started, and nothing was spent."
     return (
         "A round that had begun counts as spent and is not repeated; the others "
         f"continue with: secfed resume {shlex.quote(str(run_dir))}"
     )
+
+
+def _begun(run_dir: Path) -> bool:
+    records = ("run.json", "serve.json")
+    return any((run_dir / "private" / name).is_file() for name in records)
 
 
 def _end(ctx: click.Context, error: BaseException, code: int, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from protocols.keys import SigningKey, generate_identity
@@ -147,7 +148,8 @@ def prepare_data(
     for done, (name, site) in enumerate(data.sites.items(), start=1):
         records[name] = _records(base, model, site)
         progress.site(name, done, total)
-    holdout = _encoded(base, model, data.holdout)
+    held = bool(data.holdout.texts)
+    holdout = _encoded(base, model, data.holdout) if held else _no_features(study)
     progress.site("public hold-out", total, total)
     return Prepared(
         base=base,
@@ -208,6 +210,14 @@ def _encoded(base: BaseModel, model: AdaptedModel, records: LabelledTexts) -> Fe
     if tokens:
         return encode_blocks(base, tokens, first)
     return encode_prefix(base, records.texts, first, pairs=records.pairs)
+
+
+def _no_features(study: Study) -> Features:
+    """Where nothing is held; a tokenizer refuses an empty list."""
+    states, offsets = torch.zeros(0, 1), np.zeros(1, dtype=np.int64)
+    if study.is_causal_lm:
+        return TokenFeatures(states, offsets, torch.zeros(0, dtype=torch.int64))
+    return Features(states, offsets)
 
 
 def _records(base: BaseModel, model: AdaptedModel, site: SiteData) -> PrivateRecords:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from secfed.runtime.flower.runner import Runner
 __all__ = ["Connection", "work"]
 
 _AGAIN_SECONDS: Final = 3.0
+_LAST_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def work(
     keeper.start()
     try:
         Runner(f"{LOOPBACK}:{port}", secret, client_app(answer), say).run(until)
-        time.sleep(1.0)  # The last answer is still on its way through the child.
+        # The last answer is still on its way through the child.
+        ended.wait(_LAST_SECONDS)
     finally:
         ended.set()
         keeper.join()

@@ -1,0 +1,150 @@
+"""A coordinator and its sites as processes on this machine, with TLS between them.
+
+The folders are those that the parties would have on machines of their own; only what
+travels in life is copied from one to another: requests, and the roster.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from secfed.runtime.flower.children import LOOPBACK, free_port
+from secfed.runtime.keys import (
+    AUTHORITY_NAME,
+    make_authority,
+    make_server_certificate,
+    make_site_keys,
+)
+from secfed.runtime.roster import make_roster, read_request
+from secfed.signing import load_or_create
+from secfed.study import Study, load_study
+
+__all__ = ["Parties", "set_up"]
+
+_SITE_FILE = """\
+format = 1
+site = "{site}"
+keys = "keys"
+roster = "roster.json"
+coordinator = "{fingerprint}"
+policy = "site.toml"
+state = "state"
+"""
+
+
+@dataclass
+class Parties:
+    """The folders of all parties, and their processes."""
+
+    folder: Path
+    study: Study
+    options: Sequence[str] = ()
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def coordinator(self) -> Path:
+        """The coordinator's folder."""
+        return self.folder / "coordinator"
+
+    @property
+    def run(self) -> Path:
+        """The run directory that the coordinator makes."""
+        return self.coordinator / "run"
+
+    def start_coordinator(self, *, resume: bool = False) -> subprocess.Popen[bytes]:
+        """Start `secfed serve`, or `secfed resume`."""
+        command = ["resume", str(self.run)]
+        if not resume:
+            keys = str(self.coordinator / "keys")
+            command = ["serve", str(self.coordinator / "study.toml"), *self.options]
+            command += ["--roster", str(self.coordinator / "roster.json")]
+            command += ["--keys", keys, "--out", str(self.run)]
+        return self._start("coordinator", command)
+
+    def start_site(self, site: str) -> subprocess.Popen[bytes]:
+        """Start `secfed site run` at one site."""
+        rehearsal = [o for o in self.options if o == "--rehearsal"]
+        path = str(self.folder / site / "node.toml")
+        return self._start(site, ["site", "run", path, *rehearsal])
+
+    def kill(self, name: str) -> None:
+        """Kill a party's process without a warning (kill -9)."""
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait()
+
+    def stop(self) -> None:
+        """End every process that still runs."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def log(self, name: str) -> str:
+        """What a party's process wrote."""
+        return (self.folder / name / "log.txt").read_text("utf-8")
+
+    def _start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / name / "log.txt").open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                [sys.executable, "-m", "secfed.cli", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        self.processes[name] = process
+        return process
+
+
+def set_up(
+    folder: Path,
+    study_file: Path,
+    policy_file: Path,
+    options: Sequence[str] = (),
+    requests: Mapping[str, bytes] | None = None,
+) -> Parties:
+    """Make every party's keys, exchange requests and roster, write the sites' files.
+
+    Args:
+        folder: Made; one folder in it for each party.
+        study_file: The study.
+        policy_file: The policy of every site.
+        options: More options of `secfed serve`.
+        requests: Instead of a site's own request, what the coordinator is given.
+    """
+    study = load_study(study_file)
+    parties = Parties(folder, study, options)
+    home = parties.coordinator
+    make_authority(home / "keys")
+    make_server_certificate(home / "keys", [LOOPBACK, "localhost"])
+    key = load_or_create(home / "keys" / "coordinator.key")
+    shutil.copy(study_file, home / "study.toml")
+    given = {
+        site: make_site_keys(folder / site / "keys").request(site)
+        for site in study.sites
+    } | dict(requests or {})
+    roster = make_roster(
+        key,
+        study,
+        f"{LOOPBACK}:{free_port()}",
+        (home / "keys" / AUTHORITY_NAME).read_text("ascii"),
+        [read_request(data, site) for site, data in given.items()],
+    )
+    (home / "roster.json").write_bytes(roster)
+    for site in study.sites:
+        (folder / site / "roster.json").write_bytes(roster)
+        shutil.copy(policy_file, folder / site / "site.toml")
+        text = _SITE_FILE.format(site=site, fingerprint=key.fingerprint())
+        (folder / site / "node.toml").write_text(text, "utf-8")
+    return parties
