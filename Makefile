@@ -31,7 +31,7 @@ test-deployment: $(STAMP) ## a coordinator and its sites as processes; what goes
 	$(BIN)/python -m pytest -m deployment
 
 demo-deployment: $(STAMP) ## coordinator and four sites as processes with TLS; one is killed in a round
-	$(BIN)/python -m examples.deployment.demo $(DEMO)
+	$(BIN)/python examples/deployment/demo.py $(DEMO)
 
 fast: $(STAMP)   ## run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not deployment"

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "secfed"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests" / "secfed"), str(ROOT / "examples" / "deployment")]
 
+from parties import Parties, set_up
 from small import EXAMPLE, study_values
 
-from examples.deployment.parties import Parties, set_up
 from secfed.canonical import file_sha256
 from secfed.privacy.budget import Budget
 from secfed.verify import verify_run

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from examples.deployment.parties import Parties, set_up
+from parties import Parties, set_up
 
 _EXAMPLE = Path(__file__).resolve().parent.parent / "icd10_hospitals"
 _KILLED = "harbour-maternity"
