@@ -13,8 +13,11 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.config import get_fab_config
 from flwr.supercore.task_identity import TaskIdentity
+from small import EXAMPLE
+from typer.testing import CliRunner
 
 import secfed
+from secfed.cli import app as cli
 from secfed.errors import RunDirectoryError, VerificationError
 from secfed.runtime.envelope import ORDERS, Sealed
 from secfed.runtime.flower.bundle import app_bundle, app_digest
@@ -29,6 +32,8 @@ from secfed.runtime.keys import (
     make_site_keys,
     read_site_keys,
 )
+from secfed.runtime.roster import read_roster
+from secfed.study import load_study
 
 SEALED = Sealed(b"header", b"body\x00\xff", b"signature")
 
@@ -179,3 +184,33 @@ def test_the_authority_stays_and_the_servers_certificate_is_renewed(
     assert len(certificate_fingerprint(before.decode())) == 64
     with pytest.raises(VerificationError, match="not a certificate"):
         certificate_fingerprint("nothing")
+
+
+def test_from_keys_to_a_roster_on_the_command_line(tmp_path: Path) -> None:
+    def secfed_(*arguments: object) -> str:
+        done = CliRunner().invoke(cli, [str(a) for a in arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    home, study = tmp_path / "coordinator", EXAMPLE / "study.toml"
+    secfed_("keys", "authority", home, "--host", "fl.example")
+    requests, said = [], ""
+    for site in load_study(study).sites:
+        keys = tmp_path / site
+        said = secfed_("keys", "new", keys)
+        requests.append(tmp_path / f"{site}.json")
+        assert said.splitlines()[-1] in secfed_(
+            "join", site, "--keys", keys, "--out", requests[-1]
+        )
+    out = tmp_path / "roster.json"
+    options = ("--keys", home, "--address", "fl.example:8443", "--out", out)
+    secfed_("keys", "roster", study, *requests, *options)
+    shown = secfed_("keys", "show", out)
+    assert said.splitlines()[-1].removeprefix("identity: ") in shown
+    roster = read_roster(out.read_bytes(), out)
+    assert roster.address == "fl.example:8443"
+    refused = CliRunner().invoke(
+        cli, ["keys", "roster", str(study), str(requests[0]), *map(str, options)]
+    )
+    assert refused.exit_code == 3
+    assert "the study has the sites" in refused.output

