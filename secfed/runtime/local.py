@@ -12,7 +12,6 @@ from typing import Any
 from secfed.client import BudgetGuard, Contribution, NoGuard, Site
 from secfed.policy import SitePolicy
 from secfed.runtime.accounts import LocalSites
-from secfed.report.html import build_report
 from secfed.runtime.classes import keep_classes
 from secfed.runtime.directory import create_run
 from secfed.runtime.loop import run_rounds
