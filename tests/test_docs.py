@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/tree.md",
     "docs/aggregation.md",
     "docs/amplification.md",
+    "docs/deployment.md",
     "docs/performance.md",
     "docs/utility.md",
     "docs/decisions/0001-token-classification-head.md",
@@ -37,6 +38,10 @@ DOCUMENTS = (
     "examples/compare_rules/README.md",
     "examples/lora_aggregation/README.md",
     "examples/lora_aggregation/same_rank/README.md",
+    "examples/cola/README.md",
+    "examples/mrpc_as_text/README.md",
+    "examples/qlora/README.md",
+    "examples/sst2/README.md",
     "docs/formal/README.md",
 )
 
