@@ -29,6 +29,7 @@ from secfed.models import (
     decoder_of,
     padded_batches,
 )
+from secfed.study.kinds import KINDS
 from secfed.training import PrivateRecords, causal_lm
 from secfed.training.losses import IGNORED
 
@@ -98,7 +99,7 @@ def causal(
         wrapped = peft.get_peft_model(network, _lora(case.shape, first))
     length = case.size.max_length
     base = BaseModel(network, None, "", length, dtype, decoder_of(network.config))
-    model = CausalModel(base, wrapped, first)
+    model = CausalModel(base, wrapped, first, KINDS["lora"])
     adapter = start(model, _ALPHA / _RANK)
     ids = tokens(case)
     return Subject(

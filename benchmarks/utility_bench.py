@@ -138,7 +138,7 @@ class Bench:
             self._pooled[recipe.layers] = pooled
         pooled = self._pooled[recipe.layers]
         # No layers are left: the features are what the head reads.
-        top = SequenceClassifier(base, model.network, len(base.layers))
+        top = SequenceClassifier(base, model.network, len(base.layers), model.kind)
         return Views(self._view(model, features), self._view(top, pooled))
 
     def _view(self, model: SequenceClassifier, features: tuple[Features, ...]) -> View:

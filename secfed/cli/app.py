@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Final, TextIO
@@ -25,6 +26,9 @@ Exit codes: 0 done, 1 other, 2 usage, study or data, 3 verification failed,
 
 Example: secfed demo
 """
+
+_NOISY: Final = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Where they are installed, PEFT loads them, and they speak of kernels they miss."""
 
 app = typer.Typer(
     name="secfed",
@@ -63,6 +67,8 @@ def main() -> None:
         # Deprecations inside other packages are no news for people; ours are.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.showwarning = _show_warning
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     app(prog_name="secfed")
 
 

@@ -84,7 +84,7 @@ def test_a_broken_table_is_refused(
         ({"task__positive": "2"}, "task.positive: no label '2'"),
         ({"task__positive": None}, "task.positive: required with score = 'f1'"),
         ({"task__score": "roc"}, "task.score"),
-        ({"adapter": {"kind": "prompt", "virtual_tokens": 4},
+        ({"adapter": {"kind": "prompt", "virtual_tokens": 4, "target_modules": []},
           "training__method": "fedavg"}, "virtual tokens before the text"),
     ],
 )  # fmt: skip
