@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from secfed.report.conclusion import MIN_SEEDS, join_names
 from secfed.report.grid_reading import CellRecord, GridRecord
 from secfed.report.grid_summary import Verdicts, verdicts
+from secfed.report.results import HEAD_ONLY
 
 __all__ = ["conclude_grid"]
 
 _NAMED_CELLS = 4
 """More cells than this are counted, not named."""
+
+_TOLD_PAIRS = 6
+"""Of more pairs than this, those with the yardstick are told."""
 
 
 def conclude_grid(grid: GridRecord) -> str:
@@ -27,7 +31,8 @@ def conclude_grid(grid: GridRecord) -> str:
         sentences.append("Each cell has one method only, so nothing is compared.")
     elif len(grid.seeds) < MIN_SEEDS:
         for label, found in groups.items():
-            sentences.append(f"{label}: {'; '.join(map(_ahead, found))}.")
+            sentences.append(f"{label}: {'; '.join(map(_ahead, _told(found)))}.")
+        sentences += _untold(groups)
         count = "One seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
         sentences.append(
             f"{count} cannot decide which is better; name at least {MIN_SEEDS} in "
@@ -71,14 +76,43 @@ def _decided(groups: _Groups, seeds: int) -> list[str]:
         sentences.append(text)
     else:
         sentences += [
-            f"{label}: {'; '.join(map(_verdict, entries))}."
+            f"{label}: {'; '.join(map(_verdict, _told(entries)))}."
             for label, entries in groups.items()
         ]
+        sentences += _untold(groups)
     sentences.append(
         f"The {_n(pairs)} are not corrected for being several: at 95 % about one in "
         "twenty would exclude zero by chance alone."
     )
     return sentences
+
+
+def _told(entries: Sequence[Verdicts]) -> Sequence[Verdicts]:
+    """All pairs, or of many those with the yardstick.
+
+    The yardstick is fixed by the study and not by the scores: the private head where
+    it ran, else the method that the study names first.
+    """
+    if len(entries) <= _TOLD_PAIRS:
+        return entries
+    names = {name for entry in entries for name in (entry.first, entry.second)}
+    yardstick = HEAD_ONLY if HEAD_ONLY in names else entries[0].first
+    return [entry for entry in entries if yardstick in (entry.first, entry.second)]
+
+
+def _untold(groups: _Groups) -> list[str]:
+    """How many pairs the tables alone show, and how many of them are decided."""
+    left = [
+        entry
+        for entries in groups.values()
+        for entry in entries
+        if entry not in _told(entries)
+    ]
+    if not left:
+        return []
+    decided = sum(bool(e.cells("better") or e.cells("worse")) for e in left)
+    found = f", {decided} of them with a difference in some cell" if decided else ""
+    return [f"The other {len(left)} pairs are in the table of differences{found}."]
 
 
 def _n(pairs: Sequence[object]) -> str:

@@ -30,6 +30,9 @@ def grid_values(**compare: object) -> Value:
     """The study of ``evidence`` with a grid in ``[compare]``."""
     values = copy.deepcopy(evidence.STUDY)
     values["compare"] = {"methods": list(METHODS), "seeds": [0], **compare}
+    rates = values["training"]["learning_rate"]
+    for method in values["compare"]["methods"]:
+        rates.setdefault(method, 0.001)
     return values
 
 
@@ -45,11 +48,15 @@ def level(_cell: Cell, _method: str, _seed: int) -> float:
 def arms_of(cell: Cell, seeds: Sequence[int]) -> list[tuple[str, str, str, int]]:
     """(name, method, kind, seed) of every arm of a cell."""
     found = []
+    asked = cell.study.compare
+    methods = asked.methods if asked else METHODS
+    head = asked is None or HEAD in asked.baselines
     for seed in seeds:
         end = f"-s{seed}" if len(seeds) > 1 else ""
         kind, base = ("private", "baseline") if cell.epsilon else (UPPER, UPPER)
-        found += [(f"{m}{end}", m, kind, seed) for m in METHODS]
-        found.append((f"{HEAD}{end}", HEAD, base, seed))
+        found += [(f"{m}{end}", m, kind, seed) for m in methods]
+        if head:
+            found.append((f"{HEAD}{end}", HEAD, base, seed))
         if cell.epsilon:
             found.append((f"{UPPER}{end}", "fedavg", UPPER, seed))
     return found
@@ -80,7 +87,7 @@ def write_grid(
         "format": 1,
         "title": study.study.title,
         "study_digest": study.digest(),
-        "methods": list(METHODS),
+        "methods": list(study.compare.methods if study.compare else METHODS),
         "seeds": list(seeds),
         "budget": "rehearsal",
         "cells": [_entry(run, cell, failed.get(cell.name, "")) for cell in cells],
