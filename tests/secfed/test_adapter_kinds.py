@@ -323,12 +323,14 @@ def test_a_private_study_from_its_file_to_plain_peft(
     task = "TokenClassification" if family == "bert" else "CausalLM"
     folder = tmp_path / "model"
     fresh = fresh_logits(folder, run / "adapter", task, ids, mask, tmp_path)
-    np.testing.assert_allclose(of_text(fresh, mask, family), own, atol=1e-4)
+    theirs = of_text(fresh, mask, family)
+    np.testing.assert_allclose(theirs, own, atol=1e-4)
     model.write(start.tensors)
     with torch.inference_mode():
         before = model(*encoded(base, model).batch(np.arange(COUNT))).numpy()
     before = before if family == "bert" else before[mask == 1]
-    assert np.abs(before - own).max() > 1e-3
+    # How far noise moves so small a model varies; rounding is far below it.
+    assert np.abs(before - own).max() > 10 * np.abs(theirs - own).max()
 
 
 # What a study may not say
