@@ -56,6 +56,8 @@ def test_a_rate_is_given_to_every_method_with_privacy_and_without(
     plain = dict.fromkeys(study.compare.methods, 1e-2)
     assert own.training.plain_learning_rate == plain
     assert own.compare.seeds == (7,)
+    some = sweep.at_rate(study, 3e-4, 1e-2, [7], ["fedsa-lora"])
+    assert some.compare.methods == ("fedsa-lora",)
 
 
 def test_the_best_rate_has_the_smallest_perplexity_of_its_kind(

@@ -50,7 +50,7 @@ def main() -> None:
     measure = measure_of(study.canonical().get("task"))
     found: list[Found] = []
     for rate, plain in rates_of(options):
-        own = at_rate(study, rate, plain, options.seeds)
+        own = at_rate(study, rate, plain, options.seeds, options.methods)
         grid = run_grid(
             own,
             options.study.resolve().parent,
@@ -80,15 +80,22 @@ def rates_of(options: argparse.Namespace) -> list[tuple[float, float]]:
     return list(zip(options.rates, plain, strict=True))
 
 
-def at_rate(study: Study, rate: float, plain: float, seeds: Sequence[int]) -> Study:
+def at_rate(
+    study: Study,
+    rate: float,
+    plain: float,
+    seeds: Sequence[int],
+    methods: Sequence[str] | None = None,
+) -> Study:
     """The study with one rate for all methods with privacy, and one for those without.
 
-    The head alone keeps its own.
+    The head alone keeps its own. ``methods`` takes the place of the study's.
     """
     values = study.canonical()
     if study.compare is None:
         raise SystemExit("the study has no [compare] table")
-    methods = study.compare.methods
+    methods = list(methods or study.compare.methods)
+    values["compare"]["methods"] = methods
     values["training"]["learning_rate"] |= dict.fromkeys(methods, rate)
     values["training"]["plain_learning_rate"] = dict.fromkeys(methods, plain)
     values["compare"]["baselines"] = []
@@ -136,6 +143,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--plain-rates", type=float, nargs="+", help="without privacy; default: --rates"
     )
+    parser.add_argument("--methods", nargs="+", help="default: all of the study's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=1)
     return parser.parse_args()

@@ -29,7 +29,7 @@ from secfed.runtime.record import Arm
 from secfed.runtime.scores import reference_scores
 from secfed.runtime.setup import open_budget, prepare, with_seed_of
 from secfed.signing import load_or_create
-from secfed.strategies import check_maskable, get_strategy, strategy_of
+from secfed.strategies import check_maskable, check_ranks, get_strategy, strategy_of
 from secfed.study import Study
 
 __all__ = ["plan_arms", "require_public", "run_comparison"]
@@ -151,7 +151,7 @@ def plan_arms(
             upper = own.with_method(_UPPER_BOUND)
             arms.append(Arm(f"{NON_PRIVATE}{suffix}", upper, NON_PRIVATE, seed))
     for arm in arms:
-        strategy_of(arm.study)
+        check_ranks(strategy_of(arm.study), arm.study.adapter.ranks)
     return tuple(arms)
 
 

@@ -24,6 +24,7 @@ class HeadOnly(Strategy):
     title: ClassVar[str] = "train the classification head only (baseline)"
     reference: ClassVar[str] = "linear probe; Tramèr and Boneh, ICLR 2021"
     cost: ClassVar[str] = "n times the head"
+    unequal_ranks: ClassVar[bool] = True
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """The head, in every round."""

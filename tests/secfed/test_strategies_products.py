@@ -329,4 +329,5 @@ def test_lora_fair_of_one_site_corrects_nothing():
 
 def test_only_the_rules_that_can_do_it_take_unequal_ranks():
     able = {name for name, found in STRATEGIES.items() if found.unequal_ranks}
-    assert able == {"flexlora", "flexlora-sketch", "hetlora"}
+    # The head alone has no rank.
+    assert able == {"flexlora", "flexlora-sketch", "hetlora", "head-only"}

@@ -26,6 +26,7 @@ from secfed.adapters import attach_adapter
 from secfed.client import Contribution, NoGuard, Site
 from secfed.errors import ModelError, StudyError
 from secfed.models import load_base_model
+from secfed.runtime.compare import plan_arms
 from secfed.runtime.encoding import codec_for, step_size
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.local import run_arm
@@ -416,6 +417,13 @@ def test_unequal_ranks_are_refused_where_factors_are_averaged(prepared, tmp_path
     study = study_of("fedex-lora", ranks=unequal(study))
     with pytest.raises(StudyError, match="flexlora, flexlora-sketch, hetlora"):
         arm_of(prepared, study, tmp_path / "run", NoProgress())
+
+
+def test_a_comparison_refuses_them_before_its_first_arm(prepared):
+    study = study_of("flexlora")
+    study = study_of("flexlora", ranks=unequal(study))
+    with pytest.raises(StudyError, match="fedavg needs the same rank"):
+        plan_arms(study, ["flexlora", "fedavg"], [0])
 
 
 # The head beside products
