@@ -35,6 +35,8 @@ __all__ = [
     "ReleaseEntry",
     "RoundEntry",
     "StudyEntry",
+    "TeacherCharge",
+    "TeacherCosts",
     "parse_body",
 ]
 
@@ -77,6 +79,38 @@ class StudyEntry(_Body):
     run_id: str | None = None
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TeacherCharge(_Part):
+    """What one round of a teacher's run spent at one site."""
+
+    run_id: str
+    study_digest: Sha256
+    round: RoundNumber
+    event: JsonObject
+
+
+class TeacherCosts(_Part):
+    """What the training of a private teacher spent, from its own ledger.
+
+    ``spent`` maps each site of that run to its charges, those of the teacher's own
+    private teacher included; ``simulation_seeds`` are those that its noise follows
+    from. ``ledger_sha256`` is the digest of that ledger's file.
+    """
+
+    ledger_sha256: Sha256
+    study_digest: Sha256
+    unit: Literal["record", "person", "site"]
+    simulation_seeds: tuple[int, ...]
+    spent: dict[SiteName, tuple[TeacherCharge, ...]]
+
+
+def _missing(value: object) -> bool:
+    return value is None
+
+
 class PlanEntry(_Body):
     """What was fixed before the first round.
 
@@ -85,7 +119,8 @@ class PlanEntry(_Body):
     its public identity key in hexadecimal. ``ring_bits`` is what the study names
     or leaves open, and 32 in a run without privacy. ``suite`` is the number in
     ``protocols/SPEC.md``. ``initial_adapter_sha256`` is the
-    digest of ``adapters/round-000.safetensors``.
+    digest of ``adapters/round-000.safetensors``. ``teacher`` is there where the study
+    distils a private teacher.
     """
 
     kind: ClassVar[str] = "plan"
@@ -99,6 +134,7 @@ class PlanEntry(_Body):
     mode: Literal["malicious", "semi-honest"]
     suite: Literal[1, 2, 3]
     initial_adapter_sha256: Sha256
+    teacher: TeacherCosts | None = Field(default=None, exclude_if=_missing)
 
     @model_validator(mode="after")
     def _plans_where_private(self) -> Self:

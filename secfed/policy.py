@@ -53,6 +53,8 @@ class SitePolicy(Table):
     allowed_units: _Units = ("record", "person")
     # So is a base in few bits: its adapter is fitted to the rounded weights.
     allowed_quantisations: _Quantisations = ("none",)
+    # A teacher speaks of records that it was trained on: every digest that pins it.
+    allowed_teacher_sha256: _Digests = ()
     require_mode: Literal["malicious"] = "malicious"
     # Folder of the budget files, shared by all runs on these people.
     budget_dir: str | None = None
@@ -180,4 +182,21 @@ _WHOLE_SITE = (
     "than that (secfed plan shows both)"
 )
 
-_RULES: tuple[_Rule, ...] = (_privacy, _durable, _cohort, _mode, _allowed)
+
+def _teacher(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
+    digests = study.teacher.digests if study.teacher else ()
+    return [
+        f"distillation.teacher {digest} is not in allowed_teacher_sha256"
+        for digest in digests
+        if digest not in policy.allowed_teacher_sha256
+    ]
+
+
+_RULES: tuple[_Rule, ...] = (
+    _privacy,
+    _durable,
+    _cohort,
+    _mode,
+    _allowed,
+    _teacher,
+)

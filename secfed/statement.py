@@ -22,12 +22,15 @@ Sections of the JSON object, all always present:
 ``empirical_lower_bound``  from an audit
 ``provenance, limits``   what it was made from; what it cannot say
 =======================  =====================================================
+
+A study that distils a teacher adds ``teacher``: who it is and what it cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -38,6 +41,7 @@ from secfed.privacy import accounting
 from secfed.privacy.plan import PrivacyPlan
 from secfed.strategies import get_strategy
 from secfed.strategies.base import Strategy
+from secfed.teacher_statement import TEACHER_LIMIT, teacher_events, teacher_section
 
 __all__ = [
     "NOT_PRIVATE",
@@ -111,14 +115,15 @@ def build_statement(
     seed = study.get("simulation", {}).get("seed")
     delta = privacy["delta"]
     sites = {
-        site: _site_section(site, plan.sites[site], rounds, delta)
-        for site in sorted(plan.sites)
+        site: _site_section(site, plan, rounds, delta) for site in sorted(plan.sites)
     }
     across = _across_section(plan, rounds, delta)
     reasons = _reasons(plan, seed)
+    taught = _teacher(study, plan)
     return {
         "format": 1,
-        "headline": _headline(reasons, sites, privacy),
+        "headline": _headline(reasons, _promised(sites, taught), privacy)
+        + _WITH_TEACHER * (plan.teacher is not None and not reasons),
         "private": not reasons,
         "study": {
             "name": study["study"]["name"],
@@ -136,6 +141,7 @@ def build_statement(
             "library": f"dp-accounting {version('dp-accounting')}",
         },
         "trust": _trust_section(plan, get_strategy(study["training"]["method"])),
+        **taught,
         "composition": _composition_section(plan, context),
         "unprotected": list(_UNPROTECTED),
         "hazards": _hazards(seed),
@@ -152,7 +158,33 @@ def build_statement(
             else UNKNOWN
         ),
         "provenance": dict(context.provenance) or UNKNOWN,
-        "limits": list(_limits(privacy["unit"])),
+        "limits": [
+            *_limits(privacy["unit"]),
+            *[TEACHER_LIMIT] * (bool(taught) and plan.teacher is None),
+        ],
+    }
+
+
+_WITH_TEACHER = ", the training of the teacher included"
+
+
+def _teacher(study: Mapping[str, Any], plan: PlanEntry) -> JsonObject:
+    """The section of the teacher, where there is one."""
+    if "distillation" not in study:
+        return {}
+    delta, whole = study["privacy"]["delta"], study["privacy"]["unit"] == "site"
+
+    cost = partial(_cost_of_both, delta=delta, whole=whole)
+    return {"teacher": teacher_section(study["distillation"], plan.teacher, cost)}
+
+
+def _promised(
+    sites: Mapping[str, JsonObject], taught: Mapping[str, Any]
+) -> dict[str, JsonObject]:
+    """What each site's people are promised; those of the teacher's sites too."""
+    of_teacher = dict(taught.get("teacher", {}).get("sites", {}))
+    return of_teacher | {
+        site: own.get("with_teacher", own) for site, own in sites.items()
     }
 
 
@@ -171,8 +203,9 @@ def _events(site: str, rounds: Sequence[Started]) -> list[Any]:
 
 
 def _site_section(
-    site: str, plan: Mapping[str, Any] | None, rounds: Sequence[Started], delta: float
+    site: str, entry: PlanEntry, rounds: Sequence[Started], delta: float
 ) -> JsonObject:
+    plan, earlier = entry.sites[site], teacher_events(entry.teacher, site)
     involved = [entry for entry in rounds if site in entry.participants]
     counts = {
         "completed": sum(isinstance(entry, RoundEntry) for entry in involved),
@@ -191,9 +224,10 @@ def _site_section(
     num_spent = sum(site in entry.spent for entry in rounds)
     events = _events(site, rounds)
     whole = plan["unit"] == "site"
+    cost = partial(_cost_of_both, delta=delta, whole=whole)
     return {
-        **_cost(events, delta),
-        **({"of_a_person": _cost_of_a_person(events, delta)} if whole else {}),
+        **cost(events),
+        **({"with_teacher": cost([*earlier, *events])} if earlier else {}),
         "mechanism": {
             "name": _WHOLE_UPDATE if whole else _CLIPPED_GRADIENTS,
             "clip_norm": plan["clip_norm"],
@@ -233,6 +267,12 @@ def _cost(events: Sequence[Any], delta: float) -> JsonObject:
     }
 
 
+def _cost_of_both(events: Sequence[Any], delta: float, *, whole: bool) -> JsonObject:
+    """What events cost the unit, and a person where the unit is the site."""
+    of_a_person = {"of_a_person": _cost_of_a_person(events, delta)} if whole else {}
+    return {**_cost(events, delta), **of_a_person}
+
+
 def _of_a_person(events: Sequence[Any]) -> list[Any]:
     """Updates of a whole site, charged for a person whose records replace them."""
     return [accounting.replaced_event(event) for event in events]
@@ -261,6 +301,8 @@ def _across_section(
     if not plan.private:
         return {"meaning": meaning, "epsilon": None, "delta": None}
     events = [event for site in sorted(plan.sites) for event in _events(site, rounds)]
+    for site in plan.teacher.spent if plan.teacher else ():
+        events += teacher_events(plan.teacher, site)
     if whole:
         events = _of_a_person(events)
     return {
@@ -279,6 +321,8 @@ def _reasons(plan: PlanEntry, seed: int | None) -> list[str]:
             f"all keys, samples and noise follow from the simulation seed {seed}, "
             f"which is written in the study"
         )
+    if plan.teacher is not None and plan.teacher.simulation_seeds:
+        reasons.append("the noise of the teacher's training follows from a public seed")
     return reasons
 
 

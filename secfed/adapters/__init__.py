@@ -3,7 +3,7 @@
 ``names`` holds the one mapping between PEFT's parameters and the named arrays of
 :class:`secfed.types.Adapter`, strict in both directions (PITFALLS 34); ``model`` what
 is trained, ``attach`` how a base gets its adapter and the public start of it, ``files``
-the adapter between rounds.
+the adapter between rounds, ``teacher`` a frozen adapted model that teaches.
 """
 
 from secfed.adapters.attach import (
@@ -15,11 +15,14 @@ from secfed.adapters.attach import (
 from secfed.adapters.files import adapter_from_bytes, load_adapter, save_adapter
 from secfed.adapters.model import AdaptedModel, CausalModel, SequenceClassifier
 from secfed.adapters.names import file_name
+from secfed.adapters.teacher import AdapterFiles, Teacher, load_teacher
 
 __all__ = [
     "AdaptedModel",
+    "AdapterFiles",
     "CausalModel",
     "SequenceClassifier",
+    "Teacher",
     "adapter_from_bytes",
     "attach_adapter",
     "count_parameters",
@@ -27,5 +30,6 @@ __all__ = [
     "head_from_names",
     "initial_adapter",
     "load_adapter",
+    "load_teacher",
     "save_adapter",
 ]

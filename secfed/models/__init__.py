@@ -7,7 +7,8 @@ that the study pins.
 
 ``base`` holds what all models share and the states that are computed once,
 ``encoder`` the classifiers, ``decoder`` the causal language models, ``quantisation``
-frozen weights in few bits, ``conversion`` the one-time way from other formats.
+frozen weights in few bits, ``teacher`` classifiers that teach and are not trained,
+``conversion`` the one-time way from other formats.
 """
 
 from secfed.model_files import find_model
@@ -36,6 +37,7 @@ from secfed.models.quantisation import (
     packed_digest,
 )
 from secfed.models.shapes import read_shapes, shapes_of
+from secfed.models.teacher import TeacherBase, open_teacher
 
 __all__ = [
     "PACKAGES",
@@ -44,6 +46,7 @@ __all__ = [
     "Architecture",
     "BaseModel",
     "Features",
+    "TeacherBase",
     "TokenFeatures",
     "answer_places",
     "compute_dtype",
@@ -56,6 +59,7 @@ __all__ = [
     "is_quantised",
     "load_base_model",
     "load_causal_model",
+    "open_teacher",
     "packed_digest",
     "padded_batches",
     "read_shapes",

@@ -22,6 +22,7 @@ from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.receipts import keep_receipt, read_receipts
 from secfed.runtime.setup import Prepared, open_budget, site_identities
+from secfed.runtime.teaching import charge_teacher
 from secfed.study import Study
 
 __all__ = ["Accounts", "Charged", "LocalSites", "earlier_epsilon"]
@@ -103,6 +104,8 @@ class LocalSites:
             )
             for name in self.sites
         }
+        for name, budget in self.budgets.items():
+            charge_teacher(budget, prepared.teacher, name)
         own = private_dir / "sites"
         self.kept = {
             name: KeptTensors(own / name / "kept" / arm) for name in self.sites

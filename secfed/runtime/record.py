@@ -29,6 +29,7 @@ from secfed.entries import (
     ReleaseEntry,
     RoundEntry,
     StudyEntry,
+    TeacherCosts,
 )
 from secfed.errors import RunDirectoryError
 from secfed.ledger import Ledger
@@ -48,6 +49,7 @@ from secfed.signing import CoordinatorKey
 from secfed.statement import StatementContext, build_statement
 from secfed.strategies.base import ServerState
 from secfed.study import Study
+from secfed.teacher_ledger import TEACHER_LEDGER
 from secfed.types import Adapter, Tensors
 
 __all__ = ["Arm", "ArmRecord", "empty_line"]
@@ -321,8 +323,19 @@ class ArmRecord:
             mode=study.secagg.mode,
             suite=study.secagg.suite_number,
             initial_adapter_sha256=file_sha256(self._adapter_path(0)),
+            teacher=self._keep_teacher(),
         )
         self._ledger.append("plan", plan.to_body(), _now())
+
+    def _keep_teacher(self) -> TeacherCosts | None:
+        """A private teacher's ledger beside our own, and what it cost."""
+        teacher = self._prepared.teacher
+        if teacher is None:
+            return None
+        path = self._directory / TEACHER_LEDGER
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, teacher.data)
+        return teacher.costs
 
     def _charges(self, number: int) -> Mapping[str, Charged]:
         return self.accounts.charges(number) if self.arm.private else {}

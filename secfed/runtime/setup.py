@@ -44,12 +44,15 @@ from secfed.privacy.budget import Budget
 from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.progress import Progress
+from secfed.runtime.teaching import open_teaching
 from secfed.study import Study
+from secfed.teacher_ledger import TeacherRun
 from secfed.tokens import answer_tokens, end_token, load_tokenizer
 from secfed.training import (
     AnswerLoss,
     CausalLoss,
     ClassificationLoss,
+    DistillationLoss,
     PrivateRecords,
     RecordLoss,
     TokenRecords,
@@ -76,7 +79,7 @@ class Prepared:
     """What the arms of a run share. Holds private records; simulation only.
 
     ``positive`` is the label whose F1 is wanted, ``questions`` how a prompted model is
-    asked; None in other tasks.
+    asked; None in other tasks. ``teacher`` is the record of a private teacher, if any.
     """
 
     base: BaseModel
@@ -91,6 +94,7 @@ class Prepared:
     loss: RecordLoss
     positive: int | None = None
     questions: Questions | None = None
+    teacher: TeacherRun | None = None
 
     def __repr__(self) -> str:
         return "Prepared(<private>)"
@@ -136,6 +140,8 @@ def prepare_data(
     if policy is not None:
         for site in data.sites.values():
             check_policy(policy, study, site.num_units)
+    names = data.label_names
+    teaching = open_teaching(study, base_dir, names, speaks=bool(data.sites))
     progress.phase("loading the base model")
     if study.is_causal_lm:
         base = load_causal_model(study.model, base_dir)
@@ -147,6 +153,8 @@ def prepare_data(
     total = len(data.sites) + 1
     for done, (name, site) in enumerate(data.sites.items(), start=1):
         records[name] = _records(base, model, site)
+        if teaching is not None:
+            records[name] = teaching.taught(records[name], site.records)
         progress.site(name, done, total)
     held = bool(data.holdout.texts)
     holdout = _encoded(base, model, data.holdout) if held else _no_features(study)
@@ -164,6 +172,7 @@ def prepare_data(
         loss=loss,
         positive=_positive(study, data.label_names),
         questions=questions,
+        teacher=None if teaching is None else teaching.run,
     )
 
 
@@ -199,7 +208,10 @@ def _loss(
         return AnswerLoss(questions.longest)
     if study.is_causal_lm:
         return CausalLoss()
-    return ClassificationLoss(study.class_weights(label_names))
+    weights, asked = study.class_weights(label_names), study.distillation
+    if asked is not None:
+        return DistillationLoss(asked.weight, asked.temperature, weights)
+    return ClassificationLoss(weights)
 
 
 def _encoded(base: BaseModel, model: AdaptedModel, records: LabelledTexts) -> Features:

@@ -46,6 +46,7 @@ from secfed.runtime.roster import Roster
 from secfed.runtime.sessions import model_digest, terms_of
 from secfed.runtime.setup import Prepared, open_budget, random_stream
 from secfed.runtime.site_training import contribute
+from secfed.runtime.teaching import charge_teacher
 from secfed.strategies import strategy_of
 from secfed.strategies.base import ServerState
 from secfed.types import Adapter
@@ -111,6 +112,7 @@ class SiteWorker:
         self._budget = open_budget(
             study, policy, state_dir, name, prepared.fingerprints[name]
         )
+        charge_teacher(self._budget, prepared.teacher, name)
         self._session: _Session | None = None
         self.finished = False
 

@@ -10,6 +10,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from secfed import canonical
 from secfed.errors import StudyError
+from secfed.study.distillation import (
+    DistillationSection,
+    TeacherSection,
+    check_distillation,
+)
 from secfed.study.kinds import refusal
 from secfed.study.reading import ContradictionError, Table, checked, nearest, read_toml
 from secfed.study.sections import (
@@ -54,6 +59,7 @@ class Study(Table):
     secagg: SecaggSection = Field(default_factory=SecaggSection)
     simulation: SimulationSection = Field(default_factory=SimulationSection)
     compare: CompareSection | None = None
+    distillation: DistillationSection | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +70,11 @@ class Study(Table):
     def sites(self) -> tuple[str, ...]:
         """The names of all sites, in the order of the file."""
         return self.data.partition.sites
+
+    @property
+    def teacher(self) -> TeacherSection | None:
+        """The teacher that it distils, if any."""
+        return None if self.distillation is None else self.distillation.teacher
 
     @property
     def is_causal_lm(self) -> bool:
@@ -85,6 +96,7 @@ class Study(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_task(self)
+        check_distillation(self)
         self._check_kind()
         self._check_cohort()
         self._check_units()

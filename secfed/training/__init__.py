@@ -17,13 +17,18 @@ Guarantees, for a plan that the caller charged before calling:
 
 One idea per file, in the order in which a round meets them: ``preflight`` (which
 layers are refused), ``records`` (what a site holds, and its micro-batches),
-``losses`` (one number per record), ``gradients`` (one gradient per record),
-``selftest`` (records do not influence each other), ``units`` (from records to
-clipped units), ``local_steps`` (which tensors a step moves), ``steps`` (the loop),
-``replay`` and ``plain`` (what simulations compare with), ``whole_site`` (another
-privacy unit: the update of the round).
+``losses`` (one number per record) and ``distillation`` (a teacher's part of it),
+``gradients`` (one gradient per record), ``selftest`` (records do not influence each
+other), ``units`` (from records to clipped units), ``local_steps`` (which tensors a step
+moves), ``steps`` (the loop), ``replay`` and ``plain`` (what simulations compare with),
+``whole_site`` (another privacy unit: the update of the round).
 """
 
+from secfed.training.distillation import (
+    DistillationLoss,
+    DistilledRecords,
+    soft_targets,
+)
 from secfed.training.gradients import FunctionalGradients, OpacusGradients
 from secfed.training.local_steps import LocalSteps
 from secfed.training.losses import (
@@ -45,6 +50,8 @@ __all__ = [
     "AnswerLoss",
     "CausalLoss",
     "ClassificationLoss",
+    "DistillationLoss",
+    "DistilledRecords",
     "FunctionalGradients",
     "LocalSteps",
     "LocalUpdate",
@@ -57,6 +64,7 @@ __all__ = [
     "classification",
     "pooled_records",
     "preflight",
+    "soft_targets",
     "train_privately",
     "train_whole_site",
     "train_without_privacy",

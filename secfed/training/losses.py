@@ -90,7 +90,10 @@ class ClassificationLoss:
         labels: torch.Tensor,
     ) -> torch.Tensor:
         """Losses (n,) of padded states, their mask and their labels."""
-        logits: torch.Tensor = network(states, mask)
+        return self.of_logits(network(states, mask), labels)
+
+    def of_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Losses (n,) of logits (n, classes) and labels."""
         weights = None
         if self.class_weights is not None:
             weights = torch.tensor(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ class PrivateRecords:
         """At most so many padded tokens are computed at once, or a single unit."""
         return _MICRO_BATCH_TOKENS
 
+    @classmethod
+    def joined_parts(cls, sites: Sequence[Any]) -> dict[str, Any]:
+        """What this kind of records has besides, of all sites in their order."""
+        del sites
+        return {}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(<private>)"
 
@@ -73,6 +80,7 @@ def pooled_records(sites: Sequence[PrivateRecords]) -> PrivateRecords:
         labels=np.concatenate([held.labels for held in sites]),
         units=np.concatenate(units),
         num_units=int(before[-1]),
+        **kind.joined_parts(sites),
     )
 
 

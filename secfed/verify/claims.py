@@ -17,6 +17,7 @@ from secfed.manifest import Manifest
 from secfed.privacy import accounting
 from secfed.statement import StatementContext, build_statement, round_event_json
 from secfed.study import Study
+from secfed.teacher_ledger import TEACHER_LEDGER, read_teacher_run
 from secfed.verify.files import Bundle
 from secfed.verify.story import Story
 
@@ -26,6 +27,7 @@ __all__ = [
     "check_metrics",
     "check_plan",
     "check_statement",
+    "check_teacher",
     "difference",
     "read_metrics",
 ]
@@ -39,6 +41,16 @@ _RECOMPUTED: dict[str, tuple[str, ...]] = {
     "execution": ("simulation_seed", "verdict"),
 }
 """What follows from the ledger and the study; prose may change with versions."""
+
+_TAUGHT = (
+    "weight",
+    "temperature",
+    "sha256",
+    "trained_on",
+    "ledger_sha256",
+    "runs",
+    "sites",
+)
 
 
 def check_plan(story: Story, study: Study) -> str:
@@ -93,6 +105,19 @@ def _check_parameters(plan: PlanEntry, study: Study) -> None:
         for name, value in promised.items():
             if values is not None and values.get(name) != value:
                 raise LedgerError(1, f"{site}: {name} is not the study's")
+
+
+def check_teacher(bundle: Bundle, story: Story, study: Study) -> str:
+    """A private teacher cost what its own ledger says, which the study pins."""
+    section, said = study.teacher, story.plan.teacher
+    if section is None or section.run is None:
+        if said is not None:
+            raise LedgerError(1, "it charges a teacher that the study does not name")
+        return "none" if section is None else "public, by the study's declaration"
+    found = read_teacher_run(bundle.read(TEACHER_LEDGER), study).costs
+    if said != found:
+        raise LedgerError(1, "the teacher's costs are not those of its own ledger")
+    return f"what it spent at {len(found.spent)} sites is that of its own ledger"
 
 
 def check_adapters(story: Story, manifest: Manifest) -> str:
@@ -163,6 +188,9 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
             (f"{section}.{key}", statement[section][key], again[section][key])
             for key in keys
         ]
+    if "teacher" in again:
+        one, other = statement["teacher"], again["teacher"]
+        pairs += [(f"teacher.{key}", one.get(key), other.get(key)) for key in _TAUGHT]
     for name, said, computed in pairs:
         where = difference(said, computed)
         if where is not None:

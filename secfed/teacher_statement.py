@@ -1,0 +1,62 @@
+"""What a privacy statement says of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from secfed.entries import JsonObject, TeacherCosts
+from secfed.privacy import accounting
+
+__all__ = ["TEACHER_LIMIT", "teacher_events", "teacher_section"]
+
+TEACHER_LIMIT: Final = (
+    "the teacher is public by declaration, and the data it was trained on are not "
+    "covered"
+)
+
+_COMPOSED: Final = (
+    "the student's adapters depend on the teacher's records too; what both runs spent "
+    "of the same site is composed under sites.<site>.with_teacher and in across_sites. "
+    "The study's epsilon limits its own steps only"
+)
+
+
+def teacher_events(costs: TeacherCosts | None, site: str) -> list[Any]:
+    """What a private teacher's training spent at one site; empty without one."""
+    charges = costs.spent.get(site, ()) if costs else ()
+    return [accounting.event_from_json(charge.event) for charge in charges]
+
+
+def teacher_section(
+    distillation: Mapping[str, Any],
+    costs: TeacherCosts | None,
+    cost: Callable[[Sequence[Any]], JsonObject],
+) -> JsonObject:
+    """Who teaches, by which loss, and what the teacher's own training cost.
+
+    Args:
+        distillation: The study's table.
+        costs: Of a private teacher.
+        cost: What events cost the unit that is protected.
+    """
+    teacher = distillation["teacher"]
+    said: JsonObject = {
+        "weight": distillation["weight"],
+        "temperature": distillation["temperature"],
+        "sha256": teacher["sha256"],
+    }
+    if costs is None:
+        return said | {
+            "kind": "frozen and public, by declaration",
+            "trained_on": teacher["trained_on"],
+            "adapter_sha256": teacher.get("adapter_sha256"),
+        }
+    return said | {
+        "kind": "frozen, released by a private run under its own plan",
+        "ledger_sha256": costs.ledger_sha256,
+        "study_digest": costs.study_digest,
+        "runs": sorted({c.run_id for own in costs.spent.values() for c in own}),
+        "sites": {site: cost(teacher_events(costs, site)) for site in costs.spent},
+        "note": _COMPOSED,
+    }
