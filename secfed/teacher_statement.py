@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from secfed.entries import JsonObject, TeacherCosts
+from secfed.errors import PlanError
 from secfed.privacy import accounting
 
 __all__ = ["TEACHER_LIMIT", "teacher_events", "teacher_section"]
@@ -39,6 +40,9 @@ def teacher_section(
         distillation: The study's table.
         costs: Of a private teacher.
         cost: What events cost the unit that is protected.
+
+    Raises:
+        PlanError: The teacher is private and nobody says what it cost.
     """
     teacher = distillation["teacher"]
     said: JsonObject = {
@@ -46,6 +50,8 @@ def teacher_section(
         "temperature": distillation["temperature"],
         "sha256": teacher["sha256"],
     }
+    if costs is None and teacher.get("run") is not None:
+        raise PlanError("the ledger does not say what the private teacher cost")
     if costs is None:
         return said | {
             "kind": "frozen and public, by declaration",

@@ -314,8 +314,8 @@ def table(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             _mean([cell["score"] for cell in own if cell["dataset"] == name])
             for name in datasets
         ]
-        named = [*ROWS[row], str(rank or ""), *_sizes(own), *scores]
-        yield f"| {' | '.join(named)} |"
+        parts = [*ROWS[row], str(rank or ""), *_sizes(own), *scores]
+        yield f"| {' | '.join(parts)} |"
 
 
 def _sizes(cells: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

@@ -72,7 +72,8 @@ class Student:
 
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Logits (n, classes) of texts."""
-        ids, found = self.ids(texts), {}
+        ids = self.ids(texts)
+        found: dict[int, NDArray[np.float32]] = {}
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         self.network.eval()
         with torch.inference_mode():
@@ -132,7 +133,8 @@ def train_everywhere(
     """
     shares = [len(own.texts) / sum(len(o.texts) for o in sites) for own in sites]
     for number in range(recipe.epochs):
-        before, total = student.weights(), {}
+        before = student.weights()
+        total: dict[str, torch.Tensor] = {}
         rate = recipe.learning_rate * (1 - number / recipe.epochs)
         local = replace(recipe, epochs=1, learning_rate=rate)
         for place, (own, share) in enumerate(zip(sites, shares, strict=True)):

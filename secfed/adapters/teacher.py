@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,12 @@ def _adapted(network: Any, files: AdapterFiles) -> Any:
             f"modules, as secfed releases it; this is {config.peft_type} for "
             f"{config.task_type}"
         )
+    config.base_model_name_or_path = None  # Its name in the release is no path.
     try:
-        found = peft.get_peft_model(network, config)
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks Transformers under a name that is being replaced.
+            warnings.filterwarnings("ignore", message=".is_gradient_checkpointing")
+            found = peft.get_peft_model(network, config)
     except ValueError as error:
         raise ModelError(f"{files.folder}: does not fit the base: {error}") from error
     _require_fit(peft.get_peft_model_state_dict(found), tensors, files.folder)

@@ -172,6 +172,7 @@ def write_run(
     method: str = "ffa-lora",
     unit: Unit = "record",
     study: Study | None = None,
+    plan: PlanEntry | None = None,
     change: Change = lambda index, body: body,
     statement: Change = lambda index, body: body,
 ) -> None:
@@ -193,7 +194,8 @@ def write_run(
     lines = [canonical_json(line) + b"\n" for line in metrics_lines(private, unit)]
     (run / "metrics.jsonl").write_bytes(b"".join(lines))
     (run / "report.html").write_bytes(b"<html></html>")
-    plan, rounds = plan_entry(private, unit), round_entries(private, unit)
+    plan = plan or plan_entry(private, unit)
+    rounds = round_entries(private, unit)
     said = build_statement(study.canonical(), plan, rounds, StatementContext())
     (run / "statement.json").write_bytes(canonical_json(statement(-1, said)))
     entries = [

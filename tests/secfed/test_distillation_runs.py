@@ -187,6 +187,11 @@ def last_adapter(out: Path) -> dict[str, Any]:
     return load_file(out / "adapters" / "round-002.safetensors")
 
 
+def sent(out: Path) -> list[int]:
+    lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["bytes_up"] for line in lines]
+
+
 @pytest.fixture(scope="module")
 def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rehearsal without a teacher; later itself the teacher."""
@@ -212,9 +217,7 @@ def test_weight_zero_is_the_plain_run_to_the_bit_and_more_is_another(
     assert [(name, value.shape) for name, value in half.items()] == shapes
     assert all(np.array_equal(zero[name], before[name]) for name in before)
     assert any(not np.array_equal(half[name], before[name]) for name in before)
-    lines = [json.loads(line) for line in (tmp_path / "half/metrics.jsonl").open()]
-    plain_lines = [json.loads(line) for line in (plain / "metrics.jsonl").open()]
-    assert [x["bytes_up"] for x in lines] == [x["bytes_up"] for x in plain_lines]
+    assert sent(tmp_path / "half") == sent(plain)
     statement = parse_json((tmp_path / "half/statement.json").read_bytes())
     assert statement["self_test"]["independence"].startswith("passed")
     assert statement["teacher"]["trained_on"] == "nothing: random weights"

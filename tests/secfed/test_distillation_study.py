@@ -17,6 +17,7 @@ from secfed.entries import PlanEntry, TeacherCosts, parse_body
 from secfed.errors import (
     BudgetExceededError,
     LedgerError,
+    PlanError,
     PolicyError,
     StudyError,
 )
@@ -168,7 +169,7 @@ def overspent(index: int, body: evidence.Body) -> evidence.Body:
     [
         ({"private": False}, {}, PolicyError, "was trained without privacy"),
         ({"seed": 5}, {}, PolicyError, "follows from the simulation seed 5"),
-        ({"unit": "site"}, {}, PolicyError, "costs cannot be composed"),
+        ({}, {"unit": "site"}, PolicyError, "costs cannot be composed"),
         ({"change": lambda _i, body: body}, {}, PolicyError, "names no run to charge"),
         ({"change": overspent}, {}, LedgerError, "did not spend what their plans say"),
     ],
@@ -306,18 +307,10 @@ def test_a_budget_holds_the_teachers_rounds_once(tmp_path: Path) -> None:
 
 def student_run(folder: Path, teacher: Path, costs: TeacherCosts) -> Path:
     """A student's run around fake adapters, as a runtime would write it."""
-    study = student(teacher)
-    said = stated(study, costs)
-
-    def change(index: int, body: evidence.Body) -> evidence.Body:
-        return plan_with(costs).to_body() if index == 1 else body
-
     kept = folder / TEACHER_LEDGER
     kept.parent.mkdir(parents=True)
     kept.write_bytes((teacher / "ledger.jsonl").read_bytes())
-    evidence.write_run(
-        folder, study=study, change=change, statement=lambda _i, _b: said
-    )
+    evidence.write_run(folder, study=student(teacher), plan=plan_with(costs))
     return folder
 
 
@@ -327,6 +320,8 @@ def test_a_student_and_its_teacher_verify_offline(tmp_path: Path) -> None:
     report = verify_run(student_run(tmp_path / "s", run, costs))
     assert report.passed, report
     assert any(c.name == "teacher" and c.passed for c in report.checks)
+    with pytest.raises(PlanError, match="does not say what the private teacher cost"):
+        stated(student(run), None)
     cheap = {site: own[:1] for site, own in costs.spent.items()}
     less = costs.model_copy(update={"spent": cheap})
     report = verify_run(student_run(tmp_path / "cheap", run, less))
