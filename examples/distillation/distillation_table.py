@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -81,6 +82,9 @@ def run_cell(
     options: argparse.Namespace, row: str, dataset: str, rank: int, seed: int
 ) -> Cell:
     """Train once, score on the public hold-out."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        # Where they are installed, PEFT loads them, and they speak of missing kernels.
+        logging.getLogger(name).setLevel(logging.ERROR)
     from divided_texts import divide  # noqa: PLC0415
 
     divide(dataset, options.out / dataset, options.public_share)

@@ -22,6 +22,8 @@ EXAMPLES: Final = Path(__file__).resolve().parents[1]
 DATASETS: Final = ("cola", "sst2")
 PARTS: Final = ("public", "sites", "holdout")
 _TEXT, _LABEL = "sentence", "label"
+_LEAST_BATCHES: Final = 3
+"""In a site's records: of fewer records than the study's a batch is smaller."""
 
 Row = tuple[str, str]
 
@@ -123,6 +125,9 @@ def study_over(
     }
     sites = values["data"]["partition"]["sites"]
     values["privacy"]["nominal_units"] = dict.fromkeys(sites, records // len(sites))
+    training = values["training"]
+    most = records // len(sites) // _LEAST_BATCHES
+    training["expected_batch"] = min(training["expected_batch"], most)
     values.pop("compare", None)
     for table, own in changes.items():
         values[table] = {**values.get(table, {}), **own}

@@ -13,7 +13,7 @@ from encoders import pair_values
 from small import small_policy
 
 from secfed.canonical import canonical_json, file_sha256
-from secfed.entries import PlanEntry, TeacherCosts, parse_body
+from secfed.entries import PlanEntry, TeacherCharge, TeacherCosts, parse_body
 from secfed.errors import (
     BudgetExceededError,
     LedgerError,
@@ -25,7 +25,7 @@ from secfed.policy import check
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
 from secfed.runtime.teaching import charge_teacher
-from secfed.statement import StatementContext, build_statement
+from secfed.statement import StatementContext, build_statement, round_event_json
 from secfed.study import Study, load_study_dict
 from secfed.teacher_ledger import TEACHER_LEDGER, TeacherRun, read_teacher_run
 from secfed.verify import verify_run
@@ -220,7 +220,7 @@ def plan_with(costs: TeacherCosts | None, unit: Any = "record") -> PlanEntry:
 def stated(
     study: Study, costs: TeacherCosts | None, unit: Any = "record"
 ) -> dict[str, Any]:
-    rounds = evidence.round_entries(unit=unit)
+    rounds = evidence.round_entries(unit=unit)[: 1 if unit == "site" else 3]
     plan = plan_with(costs, unit)
     return build_statement(study.canonical(), plan, rounds, StatementContext())
 
@@ -260,9 +260,17 @@ def test_people_of_the_teacher_only_are_counted_in_the_headline(
 
 
 def test_where_the_unit_is_the_site_a_person_is_composed_too(tmp_path: Path) -> None:
-    run = teacher_run(tmp_path / "t", unit="site")
-    costs = read(run, unit="site").costs
-    said = stated(student(run, unit="site"), costs, "site")
+    (tmp_path / "ledger.jsonl").write_bytes(b"not read by the statement")
+    event = round_event_json(evidence.make_plan("site").to_json())
+    charge = TeacherCharge(run_id=RUN_ID, study_digest=OTHER, round=1, event=event)
+    costs = TeacherCosts(
+        ledger_sha256=OTHER,
+        study_digest=OTHER,
+        unit="site",
+        simulation_seeds=(),
+        spent={"north": (charge,)},
+    )
+    said = stated(student(tmp_path, unit="site"), costs, "site")
     north = said["sites"]["north"]
     person = north["with_teacher"]["of_a_person"]["epsilon"]
     assert person > north["of_a_person"]["epsilon"]
