@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from secfed.errors import PolicyError
 from secfed.study import METHODS, MIN_SITES, MIN_UNITS, Study
+from secfed.study.evaluation import MetricName
 from secfed.study.reading import ContradictionError, Table, checked, read_toml
 from secfed.study.sections import Sha256, SiteName, Texts, check_method
 
@@ -27,6 +28,7 @@ _Units = Annotated[
 _Quantisations = Annotated[
     tuple[Literal["none", "nf4", "int8"], ...], BeforeValidator(_as_tuple)
 ]
+_Metrics = Annotated[tuple[MetricName, ...], BeforeValidator(_as_tuple)]
 
 
 class SitePolicy(Table):
@@ -55,6 +57,9 @@ class SitePolicy(Table):
     allowed_quantisations: _Quantisations = ("none",)
     # A teacher speaks of records that it was trained on: every digest that pins it.
     allowed_teacher_sha256: _Digests = ()
+    # And so is what leaves the site of records that it holds back, noised as it is.
+    allowed_metrics: _Metrics = ()
+    min_evaluation_units: Annotated[int, Field(ge=MIN_UNITS)] = MIN_UNITS
     require_mode: Literal["malicious"] = "malicious"
     # Folder of the budget files, shared by all runs on these people.
     budget_dir: str | None = None
@@ -192,6 +197,25 @@ def _teacher(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
     ]
 
 
+def _evaluation(policy: SitePolicy, study: Study, _num_units: int) -> list[str]:
+    """Decided from what is declared: a refusal says nothing about records."""
+    asked = study.evaluation
+    if asked is None:
+        return []
+    refusals = [
+        f"evaluation.metrics {name!r} is not in allowed_metrics"
+        for name in asked.metrics
+        if name not in policy.allowed_metrics
+    ]
+    floor = max(policy.min_evaluation_units, MIN_UNITS)
+    if asked.min_units < floor:
+        refusals.append(
+            f"evaluation.min_units {asked.min_units} is below {floor} "
+            "(min_evaluation_units)"
+        )
+    return refusals
+
+
 _RULES: tuple[_Rule, ...] = (
     _privacy,
     _durable,
@@ -199,4 +223,5 @@ _RULES: tuple[_Rule, ...] = (
     _mode,
     _allowed,
     _teacher,
+    _evaluation,
 )

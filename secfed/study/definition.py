@@ -15,6 +15,7 @@ from secfed.study.distillation import (
     TeacherSection,
     check_distillation,
 )
+from secfed.study.evaluation import EvaluationSection, check_evaluation
 from secfed.study.kinds import refusal
 from secfed.study.reading import ContradictionError, Table, checked, nearest, read_toml
 from secfed.study.sections import (
@@ -60,6 +61,7 @@ class Study(Table):
     simulation: SimulationSection = Field(default_factory=SimulationSection)
     compare: CompareSection | None = None
     distillation: DistillationSection | None = None
+    evaluation: EvaluationSection | None = None
 
     @property
     def name(self) -> str:
@@ -110,6 +112,7 @@ class Study(Table):
         if self.data.labels is not None:
             self._check_class_weights(self.data.labels)
         self._check_compare()
+        check_evaluation(self)
         for index, dropout in enumerate(self.simulation.dropouts):
             key = f"simulation.dropouts[{index + 1}]"
             if dropout.site not in self.sites:
