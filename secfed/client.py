@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protocols.keys import SigningKey
 from protocols.ring import RingVector
 from protocols.secagg import client as secagg
@@ -19,14 +22,23 @@ from protocols.secagg.params import SessionParams
 from secfed.codec import Codec, RingArray
 from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
+from secfed.privacy.accounting import DpEvent
 from secfed.privacy.budget import Budget, Receipt
+from secfed.privacy.held_back import EvaluationPlan
 from secfed.privacy.noise import RandomStream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.study import Study
-from secfed.training import LocalUpdate, PrivateRecords
+from secfed.training import HeldBack, LocalUpdate, PrivateRecords
 from secfed.types import Tensors
 
-__all__ = ["BudgetGuard", "Contribution", "NoGuard", "Site", "SiteRound"]
+__all__ = [
+    "BudgetGuard",
+    "Contribution",
+    "EvaluationGuard",
+    "NoGuard",
+    "Site",
+    "SiteRound",
+]
 
 _RANDOMNESS = 64
 
@@ -35,13 +47,19 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Site:
-    """What a site keeps between rounds. Holds secrets and private records."""
+    """What a site keeps between rounds. Holds secrets and private records.
+
+    ``held_back`` is never trained on; a site that does not evaluate has none of it,
+    and no ``evaluation``.
+    """
 
     name: str
     identity: SigningKey
     records: PrivateRecords
     plan: PrivacyPlan
     policy: SitePolicy
+    held_back: HeldBack | None = None
+    evaluation: EvaluationPlan | None = None
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, <private>)"
@@ -95,15 +113,37 @@ class BudgetGuard:
             study.digest(),
             self._run_id,
             round_number,
-            site.plan.round_event(),
+            self._event(site),
             self._known_heads,
         )
         self._keep(self._budget.receipt(self._reservation))
+
+    def _event(self, site: Site) -> DpEvent:
+        """What is about to run."""
+        return site.plan.round_event()
 
     def before_sending(self) -> None:
         """From here on the update is out, whatever happens to the message."""
         if self._reservation is not None:
             self._budget.spend(self._reservation)
+
+
+class EvaluationGuard(BudgetGuard):
+    """Reserves an evaluation, as its own event under a run of its own, or refuses it.
+
+    It is asked as a round is: before anything is computed from held-back records, and
+    never given back.
+    """
+
+    def _event(self, site: Site) -> DpEvent:
+        """One release of noised sums over held-back units.
+
+        Raises:
+            PolicyError: The site holds nothing back.
+        """
+        if site.evaluation is None or site.held_back is None:
+            raise PolicyError(f"{site.name} holds nothing back and does not evaluate")
+        return site.evaluation.event()
 
 
 class NoGuard:
@@ -175,6 +215,36 @@ class SiteRound:
         self._vector = RingVector(body=encoded.vector, lane=lane)
         return trained.update
 
+    def evaluate(
+        self,
+        count: Callable[[Site], NDArray[np.int64]],
+        stream: RandomStream,
+        noise: RandomStream,
+    ) -> None:
+        """Count on held-back records, noise the sums, and keep them for masking.
+
+        What ``count`` returns never leaves this method but inside the noised sums.
+
+        Args:
+            count: What every held-back unit contributes; see ``EvaluationPlan``.
+            stream: The site's cryptographic randomness.
+            noise: The same, used for the noise of this evaluation and nothing else.
+
+        Raises:
+            ValueError: No evaluation was reserved; nothing was computed.
+        """
+        plan = self.site.evaluation
+        if plan is None or not isinstance(self._guard, EvaluationGuard):
+            raise ValueError("an evaluation is reserved before it is computed")
+        released = plan.released(count(self.site), noise)
+        encoded = self._codec.encode({}, stream)
+        lane = self._codec.lane.encode(encoded.saturated, released)
+        self._vector = RingVector(body=encoded.vector, lane=lane)
+
+    def lane_for_simulator(self) -> NDArray[np.uint64]:
+        """As ``encoded_for_simulator``, of the lane."""
+        return self._unmasked().lane.copy()
+
     def encoded_for_simulator(self) -> RingArray:
         """A copy of the unmasked encoding, for the simulator's check of the sum.
 
@@ -183,9 +253,12 @@ class SiteRound:
         Raises:
             ValueError: Outside training and masking there is none.
         """
+        return self._unmasked().body.copy()
+
+    def _unmasked(self) -> RingVector:
         if self._vector is None:
             raise ValueError("there is no encoded update now")
-        return self._vector.body.copy()
+        return self._vector
 
     def answer(self, phase: str, message: bytes) -> bytes:
         """Answer one of the phases after training, by the name of the phase.

@@ -8,7 +8,7 @@ cannot reach site data, models or training (an import contract).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from protocols.errors import (
@@ -39,6 +39,7 @@ class SecureSum:
             last phase they answered; the others' shares opened the sum.
         saturated: Numbers cut by the codec, summed over the survivors.
         suspected: Sentences that name groups of sites of which one deviated.
+        metrics: Sums of the lane's metrics; none where updates are summed.
     """
 
     mean: Tensors
@@ -48,6 +49,7 @@ class SecureSum:
     silent: Mapping[str, str]
     saturated: int
     suspected: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -146,6 +148,7 @@ class Coordinator:
             },
             saturated=lane.saturated,
             suspected=_sentences(closed.blamed),
+            metrics=lane.metrics,
         )
 
 

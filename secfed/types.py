@@ -117,13 +117,15 @@ class LabelledTexts:
 class SiteData:
     """One site's private records; ``units[i]`` is the privacy unit of record i.
 
-    Units are numbered 0..num_units-1. Nothing of this object leaves the site,
-    not even its sizes.
+    Units are numbered 0..num_units-1. ``held_back[i]`` says whether record i is kept
+    for evaluation; None where the study asks for none. Nothing of this object leaves
+    the site, not even its sizes.
     """
 
     site: str
     records: LabelledTexts
     units: NDArray[np.int64]
+    held_back: NDArray[np.bool_] | None = None
 
     @property
     def num_units(self) -> int:

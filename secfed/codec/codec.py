@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 
 from protocols.prg import KEY_BYTES
 from secfed.codec import packing
-from secfed.codec.lane import Lane
+from secfed.codec.lane import Lane, Metric
 from secfed.codec.layout import Layout
 from secfed.codec.packing import RingArray
 from secfed.codec.rotation import rotate, unrotate
@@ -113,6 +113,8 @@ class Codec:
         update_norm: Public bound on the L2 norm of the whole update, or None.
         scales: What each tensor is divided by, in wire order; empty: 1.
         rotation_seed: 32 public bytes fresh for the round, or None: no rotation.
+        metrics: Numbers that travel in the lane; empty where an update is sent, see
+            ``secfed.codec.lane``.
 
     Raises:
         CodecError: A value is outside its domain, or the ring is too small for
@@ -131,6 +133,7 @@ class Codec:
     update_norm: float | None = None
     scales: tuple[float, ...] = ()
     rotation_seed: bytes | None = None
+    metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
         _ = self.layout  # refuses names, shapes and scales that do not fit
@@ -212,8 +215,8 @@ class Codec:
 
     @property
     def lane(self) -> Lane:
-        """What travels beside an update: the count and what was cut, no metrics."""
-        return Lane(self.num_sites, self.num_values)
+        """What travels beside an update: the count, what was cut, and metrics."""
+        return Lane(self.num_sites, self.num_values, self.metrics)
 
     @property
     def step(self) -> float:

@@ -14,7 +14,8 @@ a metric              a real number in a range   Q31.32: ``rint(x * 2**32)``,
 What travels here is summed under the masks and then known to the coordinator. A
 private site therefore sends ``count`` and ``saturated`` only: the latter is
 computed from the noised update, so the plan covers it. A metric is computed from
-records. It may be listed only where the privacy plan has paid for it or where
+records. It may be listed only where it is noised and the site's budget has paid for it
+(``secfed.privacy.held_back``, in sessions of their own, which send no update) or where
 nothing is private; masking does not protect a sum (PITFALLS 8, 23, 32).
 """
 

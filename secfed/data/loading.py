@@ -11,6 +11,7 @@ import numpy as np
 from secfed.canonical import digest
 from secfed.data.blocks import documents_to_blocks
 from secfed.data.files import load_external
+from secfed.data.held_back import draw_held_back
 from secfed.data.icd10cm import load_icd10cm
 from secfed.data.partition import (
     assign_sites,
@@ -78,7 +79,7 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
         own = cap_units(
             training.select(rows), privacy.max_records_per_unit, section.seed
         )
-        sites[site] = site_data(site, own)
+        sites[site] = site_data(site, own, study)
         rows_of[site] = own.row_numbers()
     return StudyData(
         sites=sites,
@@ -137,8 +138,8 @@ def fingerprint(data: SiteData) -> str:
     return digest([*parts, list(records.pairs)] if records.pairs else parts)
 
 
-def site_data(site: str, table: RecordTable) -> SiteData:
-    """One site's records, with its privacy units numbered.
+def site_data(site: str, table: RecordTable, study: Study) -> SiteData:
+    """One site's records, with its privacy units numbered and drawn for evaluation.
 
     Raises:
         DataError: There are too few units to take part.
@@ -146,12 +147,17 @@ def site_data(site: str, table: RecordTable) -> SiteData:
     if not len(table):
         raise DataError(f"site {site!r} has no training records")
     number: dict[str, int] = {}
-    units = [number.setdefault(key, len(number)) for key in table.unit_keys()]
+    keys = table.unit_keys()
+    units = [number.setdefault(key, len(number)) for key in keys]
     if len(number) < MIN_UNITS:
         raise DataError(
             f"site {site!r} has fewer than {MIN_UNITS} privacy units; "
             "it cannot take part"
         )
+    section = study.evaluation
     return SiteData(
-        site=site, records=table.labelled(), units=np.array(units, dtype=np.int64)
+        site=site,
+        records=table.labelled(),
+        units=np.array(units, dtype=np.int64),
+        held_back=None if section is None else draw_held_back(section, keys),
     )

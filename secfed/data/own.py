@@ -43,7 +43,7 @@ def load_own(study: Study, base_dir: Path, site: str) -> StudyData:
         table = _table(study, base_dir)
         limit = study.privacy.max_records_per_unit
         own = cap_units(table, limit, study.data.seed)
-        held = site_data(site, own)
+        held = site_data(site, own, study)
         names, units = table.label_names, dict(study.privacy.nominal_units or {})
     return StudyData(
         sites={site: held},

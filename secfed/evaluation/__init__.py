@@ -1,8 +1,9 @@
-"""Scores on the public hold-out; never computed on private records.
+"""Scores on the public hold-out; of private records nothing but noised sums.
 
 ``classes`` are those of a classifier, ``texts`` those of next-token prediction, and
 ``answers`` those of a language model that was asked: with its text by ``generation``
-and what that text shares with the right one by ``rouge``.
+and what that text shares with the right one by ``rouge``. ``held_back`` evaluates
+records that a site holds back; what it returns is private.
 """
 
 from secfed.evaluation.answers import Questions, constant_answers, score_answers
@@ -16,6 +17,7 @@ from secfed.evaluation.classes import (
     predict,
     score,
 )
+from secfed.evaluation.held_back import outcomes
 from secfed.evaluation.texts import TextScores, TokenCounts, count_tokens
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "count_tokens",
     "evaluate",
     "majority_scores",
+    "outcomes",
     "predict",
     "score",
     "score_answers",

@@ -25,6 +25,7 @@ from secfed.privacy.distributions import (
 from secfed.privacy.events import (
     REPLACED,
     DpEvent,
+    Merged,
     event_from_json,
     event_to_json,
     group_event,
@@ -170,30 +171,39 @@ def smallest_noise_multiplier(
     sampling_probability: float,
     steps: int,
     neighbouring: Neighbouring = "add-remove",
+    beside: Merged = (),
 ) -> float:
     """The smallest noise multiplier whose epsilon does not exceed ``target``.
 
     Guarantees:
         0.99 * target <= epsilon <= target, where epsilon is the reference for
-        ``steps`` events with the returned noise multiplier.
+        ``steps`` events with the returned noise multiplier and those of ``beside``.
 
     Raises:
-        PlanError: No noise multiplier from 0.1 to 10,000 reaches the target.
+        PlanError: No noise multiplier from 0.1 to 10,000 reaches the target, or the
+            events beside leave nothing of it.
     """
     _check_delta(delta)
+    others = [sampled_gaussian(q, noise, count) for q, noise, count in beside]
+    if (taken := epsilon(others, delta, neighbouring)) >= target:
+        raise PlanError(
+            f"what runs beside the training costs epsilon {taken:.4g} of {target:g}; "
+            "give it more noise, or ask for a larger epsilon"
+        )
     # 1. Bracket and bisect on a coarse, still pessimistic PLD: its own error is
     #    steps * interval**2 / 8 on a variance near target**2 / (2 ln 1/delta).
     coarse = target * math.sqrt(4e-3 / math.log(1 / delta) / steps)
     coarse = min(max(coarse, REFERENCE_INTERVAL), 2e-3)
 
     def search(noise: float) -> float:
-        merged = ((sampling_probability, noise, steps),)
+        event = sampled_gaussian(sampling_probability, noise, steps)
+        merged = merge([event, *others])
         interval = max(coarse, reference_interval(merged))
         return pld_epsilon(merged, delta, neighbouring, interval) / target
 
     def reference(noise: float) -> float:
         event = sampled_gaussian(sampling_probability, noise, steps)
-        return epsilon([event], delta, neighbouring) / target
+        return epsilon([event, *others], delta, neighbouring) / target
 
     low, high = _bracket(search, target)
     while high > low * 1.001:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secfed.errors import PlanError
+from secfed.privacy.held_back import evaluation_events
 from secfed.privacy.plan import PrivacyPlan, calibrate
 from secfed.study import Study
 
@@ -11,6 +12,8 @@ __all__ = ["plan_for"]
 
 def plan_for(study: Study, nominal_units: int) -> PrivacyPlan:
     """Calibrate the study's (epsilon, delta) over all rounds for one site.
+
+    Evaluations on held-back records are paid from the same epsilon.
 
     Where the unit is the site, a round is one sum of one update. The study's steps
     and batch then say only how that update is trained.
@@ -43,4 +46,5 @@ def plan_for(study: Study, nominal_units: int) -> PrivacyPlan:
         neighbouring=study.privacy.neighbouring,
         clip_rule=study.privacy.clip_rule,
         clip_gamma=study.privacy.clip_gamma,
+        beside=evaluation_events(study, nominal_units),
     )

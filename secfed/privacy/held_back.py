@@ -41,7 +41,14 @@ from secfed.privacy.noise import RandomStream
 from secfed.study import Study
 from secfed.study.evaluation import MetricName
 
-__all__ = ["GRID", "EvaluationPlan", "Outcomes", "cell_names", "evaluation_plan"]
+__all__ = [
+    "GRID",
+    "EvaluationPlan",
+    "Outcomes",
+    "cell_names",
+    "evaluation_events",
+    "evaluation_plan",
+]
 
 GRID: Final = 1 << 20
 """A cell is a whole number of this fraction; a double holds 2**32 of them exactly."""
@@ -189,6 +196,19 @@ def evaluation_plan(
         classes=classes,
         loss_cap=section.loss_cap,
     )
+
+
+def evaluation_events(study: Study, nominal_units: int) -> list[DpEvent]:
+    """What a site of this declared size is charged for all evaluations of a study.
+
+    They are composed with the training as if every unit were in both (sequential
+    composition). That is an upper bound. A unit is in one of the two only, but a
+    budget spans studies that divide the same people otherwise.
+    """
+    plan = evaluation_plan(study, nominal_units)
+    if plan is None or study.evaluation is None:
+        return []
+    return [plan.event()] * len(study.evaluation.due(study.training.rounds))
 
 
 def cell_names(metrics: Iterable[MetricName], classes: int) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from secfed.errors import PlanError
 from secfed.privacy import accounting
 from secfed.privacy.accounting import DpEvent, Neighbouring
 from secfed.privacy.clipping import Clipping, ClipRule
+from secfed.privacy.events import merge
 from secfed.privacy.noise import RandomStream
 
 __all__ = ["PlanWarning", "PrivacyPlan", "Unit", "calibrate"]
@@ -221,11 +222,13 @@ def calibrate(
     neighbouring: Neighbouring = "add-remove",
     clip_rule: ClipRule = "flat",
     clip_gamma: float | None = None,
+    beside: Sequence[DpEvent] = (),
 ) -> PrivacyPlan:
     """The plan with the least noise whose total does not exceed ``epsilon``.
 
     Guarantees:
-        ``0.99 * epsilon <= plan.epsilon() <= epsilon``.
+        ``0.99 * epsilon <= plan.epsilon() <= epsilon``; with events beside it, all
+        together are within these limits.
 
     Args:
         epsilon: The target for all rounds together.
@@ -240,6 +243,7 @@ def calibrate(
         neighbouring: The relation for which the target holds.
         clip_rule: How a unit's contribution is bounded; costs the same epsilon.
         clip_gamma: Of the rule ``normalised``.
+        beside: What else the same units are charged for in the study.
 
     Raises:
         PlanError: Nothing valid exists for these values.
@@ -278,6 +282,7 @@ def calibrate(
         sampling_probability,
         steps_per_round * rounds,
         neighbouring,
+        merge(beside),
     )
     return PrivacyPlan(
         unit=unit,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from secfed.adapters import (
     initial_adapter,
 )
 from secfed.data import StudyData, fingerprint, load_sites
-from secfed.errors import RunDirectoryError
+from secfed.data.held_back import held_part, single_records, training_part
+from secfed.errors import RunDirectoryError, StudyError
 from secfed.evaluation import Questions
 from secfed.models import (
     BaseModel,
@@ -41,11 +42,12 @@ from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
 from secfed.privacy.asked import plan_for
 from secfed.privacy.budget import Budget
+from secfed.privacy.held_back import EvaluationPlan, evaluation_plan
 from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.progress import Progress
 from secfed.runtime.teaching import open_teaching
-from secfed.study import Study
+from secfed.study import MIN_SITES, Study
 from secfed.teacher_ledger import TeacherRun
 from secfed.tokens import answer_tokens, end_token, load_tokenizer
 from secfed.training import (
@@ -53,6 +55,7 @@ from secfed.training import (
     CausalLoss,
     ClassificationLoss,
     DistillationLoss,
+    HeldBack,
     PrivateRecords,
     RecordLoss,
     TokenRecords,
@@ -61,6 +64,7 @@ from secfed.types import Adapter, LabelledTexts, SiteData
 
 __all__ = [
     "Prepared",
+    "evaluation_plans",
     "open_budget",
     "plan_sites",
     "prepare",
@@ -80,6 +84,8 @@ class Prepared:
 
     ``positive`` is the label whose F1 is wanted, ``questions`` how a prompted model is
     asked; None in other tasks. ``teacher`` is the record of a private teacher, if any.
+    ``held_back`` are the records of every site that evaluates, ``evaluations`` what it
+    may release of them.
     """
 
     base: BaseModel
@@ -95,6 +101,8 @@ class Prepared:
     positive: int | None = None
     questions: Questions | None = None
     teacher: TeacherRun | None = None
+    held_back: Mapping[str, HeldBack] = field(default_factory=dict)
+    evaluations: Mapping[str, EvaluationPlan] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return "Prepared(<private>)"
@@ -149,12 +157,16 @@ def prepare_data(
         base = load_base_model(study.model, base_dir, len(data.label_names))
     model = attach_adapter(base, study.adapter)
     progress.phase("encoding the texts up to the first adapted layer")
-    records = {}
+    evaluations = evaluation_plans(study, data.nominal_units, len(data.label_names))
+    records, held_back = {}, {}
     total = len(data.sites) + 1
     for done, (name, site) in enumerate(data.sites.items(), start=1):
-        records[name] = _records(base, model, site)
+        if name in evaluations:
+            held_back[name] = _held_back(base, model, held_part(site))
+        own = training_part(site) if name in evaluations else site
+        records[name] = _records(base, model, own)
         if teaching is not None:
-            records[name] = teaching.taught(records[name], site.records)
+            records[name] = teaching.taught(records[name], own.records)
         progress.site(name, done, total)
     held = bool(data.holdout.texts)
     holdout = _encoded(base, model, data.holdout) if held else _no_features(study)
@@ -173,7 +185,38 @@ def prepare_data(
         positive=_positive(study, data.label_names),
         questions=questions,
         teacher=None if teaching is None else teaching.run,
+        held_back=held_back,
+        evaluations=evaluations,
     )
+
+
+def evaluation_plans(
+    study: Study, nominal_units: Mapping[str, int], classes: int
+) -> dict[str, EvaluationPlan]:
+    """The sites that evaluate, by their declared sizes, and what each may release.
+
+    Raises:
+        StudyError: A study asks for evaluation, and too few sites are large enough for
+            their sum to hide one of them.
+    """
+    asked = {n: evaluation_plan(study, nominal_units[n], classes) for n in study.sites}
+    found = {name: plan for name, plan in asked.items() if plan is not None}
+    least = max(MIN_SITES, study.secagg.colluders + 2)
+    if study.evaluation is not None and len(found) < least:
+        raise StudyError(
+            f"study {study.name}",
+            "evaluation.min_units",
+            f"{len(found)} sites hold back {study.evaluation.min_units} units or more, "
+            f"by their declared sizes; {least} are needed for a sum. Raise fraction, "
+            "or leave [evaluation] out and use the public hold-out",
+        )
+    return found
+
+
+def _held_back(base: BaseModel, model: AdaptedModel, held: SiteData) -> HeldBack:
+    """Encoded one by one, so that no record leaves a trace in another's states."""
+    texts = tuple(_encoded(base, model, one) for one in single_records(held.records))
+    return HeldBack(texts, held.records.labels, held.units)
 
 
 def _positive(study: Study, label_names: tuple[str, ...]) -> int | None:

@@ -41,7 +41,12 @@ from secfed.training.losses import (
 )
 from secfed.training.plain import train_without_privacy
 from secfed.training.preflight import preflight
-from secfed.training.records import PrivateRecords, TokenRecords, pooled_records
+from secfed.training.records import (
+    HeldBack,
+    PrivateRecords,
+    TokenRecords,
+    pooled_records,
+)
 from secfed.training.selftest import check_independence
 from secfed.training.steps import LocalUpdate, train_privately
 from secfed.training.whole_site import train_whole_site
@@ -53,6 +58,7 @@ __all__ = [
     "DistillationLoss",
     "DistilledRecords",
     "FunctionalGradients",
+    "HeldBack",
     "LocalSteps",
     "LocalUpdate",
     "OpacusGradients",

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from secfed.models import Features, TokenFeatures, padded_batches
 from secfed.training.losses import IGNORED
 
-__all__ = ["PrivateRecords", "TokenRecords", "micro_batches", "pooled_records"]
+__all__ = [
+    "HeldBack",
+    "PrivateRecords",
+    "TokenRecords",
+    "micro_batches",
+    "pooled_records",
+]
 
 _MICRO_BATCH_TOKENS = 512
 """A speed setting outside the plan: the sum does not depend on it.
@@ -65,6 +71,21 @@ class TokenRecords(PrivateRecords):
         """Padded states (n, longest, hidden), mask and tokens (n, longest)."""
         states, mask = self.features.batch(rows)
         return states, mask, self.features.targets(rows, IGNORED)
+
+
+@dataclass(frozen=True, repr=False)
+class HeldBack:
+    """What a site never trains on: each record's own states, its class and its unit.
+
+    Nothing but a noised sum over units ever leaves the site, not even the size.
+    """
+
+    texts: tuple[Features, ...]
+    labels: NDArray[np.int64]
+    units: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return "HeldBack(<private>)"
 
 
 def pooled_records(sites: Sequence[PrivateRecords]) -> PrivateRecords:
