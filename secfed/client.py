@@ -20,6 +20,7 @@ from protocols.ring import RingVector
 from protocols.secagg import client as secagg
 from protocols.secagg.params import SessionParams
 from secfed.codec import Codec, RingArray
+from secfed.errors import PolicyError
 from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
 from secfed.privacy.accounting import DpEvent

@@ -4,16 +4,18 @@ One frozen type per kind. ``to_body()`` gives the JSON object of the entry and
 ``parse_body`` reads it back strictly: a missing, extra or mistyped field is
 refused, when it is written and when it is verified.
 
-======================  ====================================================
-kind                    body
-======================  ====================================================
-``study``               which study this ledger belongs to; always entry 0
-``plan``                each site's privacy plan and the secure-sum
-                        parameters, before anything is spent; always entry 1
-``round``               a completed round: who took part, what was spent
-``round-interrupted``   a started round without a sum; spent all the same
-``release``             the final adapter; always last
-======================  ====================================================
+==========================  ================================================
+kind                        body
+==========================  ================================================
+``study``                   which study this ledger belongs to; always entry 0
+``plan``                    each site's privacy plan and the secure-sum
+                            parameters, before anything is spent; always entry 1
+``round``                   a completed round: who took part, what was spent
+``round-interrupted``       a started round without a sum; spent all the same
+``evaluation``              noised sums over held-back units, after a round
+``evaluation-interrupted``  an evaluation without sums; what was reserved is spent
+``release``                 the final adapter; always last
+==========================  ================================================
 
 Sites appear by name. Nothing here is private: no counts of records, no losses.
 """
@@ -29,6 +31,8 @@ from secfed.canonical import canonical_json
 __all__ = [
     "KINDS",
     "Body",
+    "EvaluationEntry",
+    "EvaluationInterruptedEntry",
     "InterruptedEntry",
     "JsonObject",
     "PlanEntry",
@@ -169,22 +173,9 @@ class _Started(_Body):
         return self
 
 
-class RoundEntry(_Started):
-    """A completed round.
-
-    ``spent`` maps each participant to its reserved privacy event, survivors and
-    dropouts alike; ``epsilon`` is its total after this round. ``dropouts`` maps
-    a site to the phase after which it was gone. ``aggregate_sha256`` is the
-    digest of the unmasked ring total, ``adapter_sha256`` that of
-    ``adapters/round-<round>.safetensors``.
-    """
-
-    kind: ClassVar[str] = "round"
-
+class _Summed(_Started):
     survivors: tuple[SiteName, ...]
     dropouts: dict[SiteName, str]
-    aggregate_sha256: Sha256
-    adapter_sha256: Sha256
 
     @model_validator(mode="after")
     def _survivors_and_dropouts(self) -> Self:
@@ -197,6 +188,22 @@ class RoundEntry(_Started):
         return self
 
 
+class RoundEntry(_Summed):
+    """A completed round.
+
+    ``spent`` maps each participant to its reserved privacy event, survivors and
+    dropouts alike; ``epsilon`` is its total after this round. ``dropouts`` maps
+    a site to the phase after which it was gone. ``aggregate_sha256`` is the
+    digest of the unmasked ring total, ``adapter_sha256`` that of
+    ``adapters/round-<round>.safetensors``.
+    """
+
+    kind: ClassVar[str] = "round"
+
+    aggregate_sha256: Sha256
+    adapter_sha256: Sha256
+
+
 class InterruptedEntry(_Started):
     """A round that started and gave no sum: a crash, an abort, a signal.
 
@@ -205,6 +212,28 @@ class InterruptedEntry(_Started):
     """
 
     kind: ClassVar[str] = "round-interrupted"
+
+    reason: str
+
+
+class EvaluationEntry(_Summed):
+    """What the sites' held-back units say of an adapter, as a noised sum.
+
+    ``round`` is the round that it follows, ``adapter_sha256`` the adapter that was
+    evaluated, the one of the last completed round until then. ``sums`` are the cells
+    of ``secfed.privacy.held_back``, over all survivors, each with its own noise.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+
+    adapter_sha256: Sha256
+    sums: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+
+
+class EvaluationInterruptedEntry(_Started):
+    """An evaluation that gave no sums; nothing is trained or evaluated again for it."""
+
+    kind: ClassVar[str] = "evaluation-interrupted"
 
     reason: str
 
@@ -221,13 +250,23 @@ class ReleaseEntry(_Body):
     rounds_interrupted: int = Field(ge=0)
 
 
-Body = StudyEntry | PlanEntry | RoundEntry | InterruptedEntry | ReleaseEntry
+Body = (
+    StudyEntry
+    | PlanEntry
+    | RoundEntry
+    | InterruptedEntry
+    | EvaluationEntry
+    | EvaluationInterruptedEntry
+    | ReleaseEntry
+)
 
 KINDS: dict[str, type[Body]] = {
     "study": StudyEntry,
     "plan": PlanEntry,
     "round": RoundEntry,
     "round-interrupted": InterruptedEntry,
+    "evaluation": EvaluationEntry,
+    "evaluation-interrupted": EvaluationInterruptedEntry,
     "release": ReleaseEntry,
 }
 

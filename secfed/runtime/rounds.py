@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from secfed.study import Study
 from secfed.training import LocalUpdate
 from secfed.types import Adapter
 
-__all__ = ["RoundResult", "play_alone", "play_round"]
+__all__ = ["Guard", "LinkHere", "RoundResult", "play_alone", "play_round"]
 
 Guard = BudgetGuard | NoGuard
 
@@ -91,7 +92,7 @@ def play_round(
         private=any(isinstance(guard, BudgetGuard) for guard in guards.values()),
     )
     broadcast = broadcast_of(adapter)
-    link = _Here(
+    link = _Training(
         digest=model_digest(base_digest, broadcast),
         present={
             name: SiteRound(site, study, terms.params, terms.codec, guards[name])
@@ -106,9 +107,9 @@ def play_round(
             for d in study.simulation.dropouts
             if d.round == round_number
         },
-        train=train,
         progress=progress,
         received=received,
+        train=train,
     )
     # 2. The five phases; the sites train before the third.
     coordinator = Coordinator(terms.params, link.digest, terms.codec)
@@ -161,19 +162,24 @@ def play_alone(
 
 
 @dataclass
-class _Here:
-    """The link of a round whose sites are all in this process."""
+class LinkHere:
+    """The link of a session whose sites are all in this process.
 
+    A subclass says what a site does before it masks anything (``work``).
+    """
+
+    task: ClassVar[str] = ""
     digest: bytes
     present: dict[str, SiteRound]
     streams: Mapping[str, RandomStream]
     leaving: Mapping[str, str]
-    train: Callable[[Site], Contribution]
     progress: Progress
     received: Callable[[str, bytes], None]
-    refusals: list[SecfedError] = field(default_factory=list)
-    updates: dict[str, LocalUpdate] = field(default_factory=dict)
-    plain: dict[str, RingArray] = field(default_factory=dict)
+    refusals: list[SecfedError] = field(default_factory=list, kw_only=True)
+
+    def work(self, name: str, site: SiteRound) -> None:
+        """What one site computes; the result stays with it."""
+        raise NotImplementedError
 
     def collect(
         self,
@@ -185,7 +191,7 @@ class _Here:
         for name in self.present.keys() - messages.keys():
             del self.present[name]
         if phase == "masked-input":
-            self._each("local training", self._train)
+            self._each(self.task, self.work)
 
         def deliver(name: str, site: SiteRound) -> None:
             message = self._answer(phase, name, site, messages[name])
@@ -204,11 +210,6 @@ class _Here:
             return site.share(message, self.streams[name])
         return site.answer(phase, message)
 
-    def _train(self, name: str, site: SiteRound) -> None:
-        # The update and its encoding stay with the site.
-        self.updates[name] = site.train(self.train, self.streams[name])
-        self.plain[name] = site.encoded_for_simulator()
-
     def _each(self, phase: str, act: Callable[[str, SiteRound], None]) -> None:
         """Let every present site act; one whose step fails sends nothing more."""
         self.progress.phase(phase)
@@ -222,6 +223,21 @@ class _Here:
                     self.refusals.append(error)
                 self.progress.note(f"{name} left in {phase}: {error}")
             self.progress.site(name, done, total)
+
+
+@dataclass
+class _Training(LinkHere):
+    """A round: every site trains; updates and encodings stay with it."""
+
+    task: ClassVar[str] = "local training"
+    train: Callable[[Site], Contribution]
+    updates: dict[str, LocalUpdate] = field(default_factory=dict)
+    plain: dict[str, RingArray] = field(default_factory=dict)
+
+    def work(self, name: str, site: SiteRound) -> None:
+        """One site's local training."""
+        self.updates[name] = site.train(self.train, self.streams[name])
+        self.plain[name] = site.encoded_for_simulator()
 
 
 def _sums_equal(result: SecureSum, plain: Mapping[str, RingArray]) -> bool:

@@ -16,8 +16,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from protocols.secagg.params import Member, SessionParams, default_threshold
-from secfed.codec import Codec
+from secfed.codec import Codec, Metric
 from secfed.errors import RoundAbortedError, SecfedError
+from secfed.privacy.held_back import EvaluationPlan, cell_names
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.encoding import codec_for
 from secfed.server import Coordinator, SecureSum
@@ -29,6 +30,7 @@ __all__ = [
     "Link",
     "RoundTerms",
     "broadcast_of",
+    "evaluation_terms",
     "model_digest",
     "session_params",
     "sum_under_masks",
@@ -93,23 +95,59 @@ def terms_of(
     )
 
 
+def evaluation_terms(
+    study: Study,
+    evaluations: Mapping[str, EvaluationPlan],
+    identities: Mapping[str, bytes],
+    round_number: int,
+    arm: str,
+) -> RoundTerms:
+    """Derive the session in which one evaluation is summed; it sends no update.
+
+    Args:
+        study: The study of this arm.
+        evaluations: Every evaluating site's plan; public.
+        identities: Their public identity keys, 32 bytes; pinned.
+        round_number: The round that the evaluation follows.
+        arm: Enters the session's purpose.
+
+    Raises:
+        CodecError: A range is too wide for so many sites.
+    """
+    plans = tuple(evaluations.values())
+    metrics = tuple(
+        Metric(cell, max(plan.largest(metric) for plan in plans))
+        for metric in plans[0].metrics
+        for cell in cell_names((metric,), plans[0].classes)
+    )
+    # A range is asked for; no number of a body uses it.
+    codec = Codec((), value_range=1.0, num_sites=len(plans), metrics=metrics)
+    own = {name: identities[name] for name in evaluations}
+    return RoundTerms(
+        codec, session_params(study, own, codec, round_number, arm, "evaluation")
+    )
+
+
 def session_params(
     study: Study,
     identities: Mapping[str, bytes],
     codec: Codec,
     round_number: int,
     arm: str,
+    purpose: str = "update",
 ) -> SessionParams:
     """The parameters of one secure sum; arguments as for ``terms_of``."""
     roster = tuple(Member(name=n, identity=identities[n]) for n in sorted(identities))
     colluders = study.secagg.colluders
+    # The study names a threshold for all of its sites.
+    chosen = study.secagg.threshold if len(roster) == len(study.sites) else 0
     return SessionParams(
         study_digest=bytes.fromhex(study.digest()),
         round=round_number,
         attempt=1,
-        purpose=f"update/{arm}",
+        purpose=f"{purpose}/{arm}",
         roster=roster,
-        threshold=study.secagg.threshold or default_threshold(len(roster), colluders),
+        threshold=chosen or default_threshold(len(roster), colluders),
         max_colluders=colluders,
         body_length=codec.length,
         lane_length=codec.lane.length,
