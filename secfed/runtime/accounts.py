@@ -11,21 +11,25 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from secfed.client import BudgetGuard, Site
+from secfed.client import BudgetGuard, EvaluationGuard, Site
 from secfed.errors import BudgetExceededError
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
+from secfed.privacy.held_back import evaluation_events
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.kept import KeptTensors
-from secfed.runtime.receipts import keep_receipt, read_receipts
+from secfed.runtime.receipts import evaluation_run, keep_receipt, read_receipts
 from secfed.runtime.setup import Prepared, open_budget, site_identities
 from secfed.runtime.teaching import charge_teacher
 from secfed.study import Study
 
 __all__ = ["Accounts", "Charged", "LocalSites", "earlier_epsilon"]
+
+
+_G = TypeVar("_G", bound=BudgetGuard)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,14 @@ class Accounts(Protocol):
     def charges(self, number: int) -> Mapping[str, Charged]:
         """Each site's charge of one round of this arm."""
 
-    def epsilon(self, number: int) -> dict[str, float]:
-        """Epsilon of this arm so far, of each site that was charged for a round."""
+    def evaluation_charges(self, number: int) -> Mapping[str, Charged]:
+        """Each site's charge of the evaluation after one round of this arm."""
+
+    def epsilon(self, number: int, *, evaluated: bool = False) -> dict[str, float]:
+        """Epsilon of this arm so far, of each site that was charged for a round.
+
+        With ``evaluated``, of each site that was charged for the evaluation after it.
+        """
 
 
 class LocalSites:
@@ -93,7 +103,15 @@ class LocalSites:
         self._run_id = run_id
         keys = site_identities(study, private_dir)
         self.sites = {
-            name: Site(name, keys[name], prepared.records[name], plan, policy)
+            name: Site(
+                name,
+                keys[name],
+                prepared.records[name],
+                plan,
+                policy,
+                prepared.held_back.get(name),
+                prepared.evaluations.get(name),
+            )
             for name, plan in prepared.plans.items()
         }
         self.plans = dict(prepared.plans)
@@ -117,9 +135,21 @@ class LocalSites:
 
     def guard(self, site: str, known_heads: Collection[str]) -> BudgetGuard:
         """Who asks before one site trains: its budget, and what is known of it."""
-        return BudgetGuard(
+        return self._guard(BudgetGuard, site, self._run_id, known_heads)
+
+    def evaluation_guard(
+        self, site: str, known_heads: Collection[str]
+    ) -> EvaluationGuard:
+        """Who asks before one site evaluates: the same budget."""
+        run = evaluation_run(self._run_id)
+        return self._guard(EvaluationGuard, site, run, known_heads)
+
+    def _guard(
+        self, kind: type[_G], site: str, run_id: str, known_heads: Collection[str]
+    ) -> _G:
+        return kind(
             self.budgets[site],
-            self._run_id,
+            run_id,
             {*known_heads, *self._receipts(site)},
             partial(keep_receipt, self._private, site),
         )
@@ -131,7 +161,8 @@ class LocalSites:
             BudgetExceededError: Nothing was spent.
         """
         for name, budget in self.budgets.items():
-            if not budget.can_afford([self.plans[name].round_event()] * rounds):
+            training = [self.plans[name].round_event()] * rounds
+            if not budget.can_afford([*training, *self._evaluations(name)]):
                 raise BudgetExceededError(
                     name,
                     f"the study's {rounds} rounds do not fit the budget: epsilon "
@@ -151,25 +182,37 @@ class LocalSites:
 
     def charges(self, number: int) -> dict[str, Charged]:
         """Each site's last charge of one round of this arm."""
+        return self._charges(self._run_id, number)
+
+    def evaluation_charges(self, number: int) -> dict[str, Charged]:
+        """Each site's charge of the evaluation after one round of this arm."""
+        return self._charges(evaluation_run(self._run_id), number)
+
+    def _charges(self, run_id: str, number: int) -> dict[str, Charged]:
         return {
             name: Charged(held.event, held.head)
             for name, budget in self.budgets.items()
             for held in budget.history()
-            if held.run_id == self._run_id and held.round == number
+            if held.run_id == run_id and held.round == number
         }
 
-    def epsilon(self, number: int) -> dict[str, float]:
+    def epsilon(self, number: int, *, evaluated: bool = False) -> dict[str, float]:
         """As ``Accounts.epsilon``, from everything the budgets hold of this arm."""
+        asked = evaluation_run(self._run_id) if evaluated else self._run_id
+        runs = {self._run_id, evaluation_run(self._run_id)}
         held = {
-            name: [r for r in budget.history() if r.run_id == self._run_id]
+            name: [r for r in budget.history() if r.run_id in runs]
             for name, budget in self.budgets.items()
         }
         delta = self._study.privacy.delta
         return {
             name: accounting.epsilon([r.event for r in rounds], delta)
             for name, rounds in held.items()
-            if any(r.round == number for r in rounds)
+            if any((r.run_id, r.round) == (asked, number) for r in rounds)
         }
+
+    def _evaluations(self, site: str) -> list[accounting.DpEvent]:
+        return evaluation_events(self._study, self.plans[site].nominal_units)
 
     def _receipts(self, site: str) -> set[str]:
         return {receipt.head for receipt in read_receipts(self._private, site)}
@@ -180,5 +223,6 @@ class LocalSites:
 
 def earlier_epsilon(budget: Budget, run_id: str, delta: float) -> float:
     """What other runs spent of a budget, at the price that was charged."""
-    events = [r.cost for r in budget.history() if r.run_id != run_id]
+    own = {run_id, evaluation_run(run_id)}
+    events = [r.cost for r in budget.history() if r.run_id not in own]
     return accounting.epsilon(events, delta) if events else 0.0

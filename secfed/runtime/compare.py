@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secfed.canonical import canonical_json
-from secfed.errors import PolicyError
+from secfed.errors import PolicyError, StudyError
 from secfed.manifest import write_manifest
 from secfed.policy import SitePolicy
 from secfed.report.conclusion import conclude
@@ -127,6 +127,13 @@ def plan_arms(
         PolicyError: Training without privacy, or with all records in one place, is
             asked for on records that are not public.
     """
+    if study.evaluation is not None:
+        raise StudyError(
+            f"study {study.name}",
+            "evaluation",
+            "belongs to `secfed run`; arms of a comparison are scored on the public "
+            "hold-out, where the best of many costs nothing",
+        )
     for method in methods:
         check_maskable(get_strategy(method, path="--methods", key=method))
     without = study.compare is not None and study.compare.without_privacy is True

@@ -27,6 +27,7 @@ from secfed.runtime.envelope import (
     Sealed,
     sign_order,
 )
+from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm
 from secfed.runtime.remote_accounts import RemoteAccounts
@@ -145,6 +146,10 @@ class RemoteSites:
         """Not known: the updates without noise are at the sites, and stay there."""
         del before, played, round_number
         return None
+
+    def evaluate(self, after: ServerState, round_number: int) -> EvaluationResult:
+        """Refused before a run begins (``serve.check_deployable``)."""
+        raise NotImplementedError("sites elsewhere are not asked to evaluate")
 
     def send_final(self, adapter: bytes) -> tuple[str, ...]:
         """Give every site the adapter of the last round; returns who has it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from secfed.privacy.noise import RandomStream
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import Guard, LinkHere
 from secfed.runtime.sessions import (
+    RoundTerms,
     broadcast_of,
     evaluation_terms,
     model_digest,
@@ -147,7 +148,9 @@ class _Evaluating(LinkHere):
         self.plain[name] = site.lane_for_simulator()
 
 
-def _sums_equal(result: SecureSum, lanes: list[NDArray[np.uint64]], terms: Any) -> bool:
+def _sums_equal(
+    result: SecureSum, lanes: list[NDArray[np.uint64]], terms: RoundTerms
+) -> bool:
     """Compare with the plain sum, outside the protocol: integers, exactly."""
     total = np.sum(lanes, axis=0, dtype=np.uint64)
     plain = terms.codec.lane.decode(total, len(lanes))

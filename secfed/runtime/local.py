@@ -14,6 +14,11 @@ from secfed.policy import SitePolicy
 from secfed.runtime.accounts import LocalSites
 from secfed.runtime.classes import keep_classes
 from secfed.runtime.directory import create_run
+from secfed.runtime.evaluations import (
+    EvaluationResult,
+    count_of,
+    play_evaluation,
+)
 from secfed.runtime.loop import run_rounds
 from secfed.runtime.noise import round_noise
 from secfed.runtime.partition import keep_partition
@@ -124,6 +129,24 @@ class _Here:
         if not self.arm.private:
             return NoGuard()
         return self.local.guard(site, self.record.named_heads(site))
+
+    def evaluate(self, after: ServerState, round_number: int) -> EvaluationResult:
+        """The noised sum over the sites that evaluate."""
+        evaluating = {n: self.local.sites[n] for n in self.prepared.evaluations}
+        return play_evaluation(
+            self.arm.study,
+            evaluating,
+            {
+                name: self.local.evaluation_guard(name, self.record.named_heads(name))
+                for name in evaluating
+            },
+            after.adapter,
+            count_of(self.prepared, after.adapter),
+            round_number,
+            self.prepared.base.digest,
+            self.arm.name,
+            self.progress,
+        )
 
     def scores(self, after: ServerState) -> dict[str, Any]:
         """Of the global adapter, or the mean over the sites' own models."""

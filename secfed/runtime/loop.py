@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from secfed.errors import RoundAbortedError
+from secfed.errors import BudgetExceededError, PolicyError, RoundAbortedError
 from secfed.report.html import build_report
+from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import ArmRecord
 from secfed.runtime.rounds import RoundResult
@@ -20,7 +21,7 @@ from secfed.runtime.setup import Prepared
 from secfed.strategies import trained_names
 from secfed.strategies.base import ServerState, Strategy
 
-__all__ = ["Player", "run_rounds"]
+__all__ = ["Player", "evaluate_due", "run_rounds"]
 
 
 class Player(Protocol):
@@ -31,6 +32,14 @@ class Player(Protocol):
 
         Raises:
             RoundAbortedError: Too few sites were left; nothing was learned.
+        """
+
+    def evaluate(self, after: ServerState, round_number: int) -> EvaluationResult:
+        """The evaluation on held-back records that follows a round.
+
+        Raises:
+            PolicyError, BudgetExceededError, RoundAbortedError: Too few sites were
+                left; nothing was learned, and what was reserved is spent.
         """
 
     def scores(self, after: ServerState) -> dict[str, Any]:
@@ -53,7 +62,8 @@ def run_rounds(
     """Run what is missing of an arm; ``record`` is open.
 
     1. settle what an interruption left;
-    2. for each remaining round: train, sum, apply, evaluate, commit;
+    2. for each remaining round: train, sum, apply, score, commit; then evaluate on
+       held-back records, where the study asks for it;
     3. write the statement, the release, the report and the manifest.
 
     Returns:
@@ -68,8 +78,10 @@ def run_rounds(
     # 2
     rounds = record.arm.study.training.rounds
     for round_number in range(record.next_round, rounds + 1):
+        evaluate_due(record, player, state, progress)
         progress.round(record.arm.name, round_number, rounds)
         state = _play(record, strategy, player, state, round_number, progress)
+    evaluate_due(record, player, state, progress)
     # 3
     if not record.released:
         record.release(state.adapter)
@@ -78,6 +90,28 @@ def run_rounds(
     record.seal()
     trains = trained_names(strategy, start.adapter, 1)
     return record.summary(sum(start.adapter.tensors[n].size for n in trains))
+
+
+def evaluate_due(
+    record: ArmRecord, player: Player, state: ServerState, progress: Progress
+) -> None:
+    """Evaluate what stands now, after every round that asks for it and has not been.
+
+    A round without a sum is followed by its evaluation, too: of the adapter that
+    stands. An evaluation that fails is recorded and stops nothing. What a site's
+    policy or budget said stays out of the ledger.
+    """
+    for number in record.due_evaluations():
+        try:
+            found = player.evaluate(state, number)
+        except (PolicyError, BudgetExceededError) as error:
+            record.evaluation_interrupted(number, "too few sites agreed to evaluate")
+            progress.note(f"no evaluation after round {number}: {error}")
+        except RoundAbortedError as error:
+            record.evaluation_interrupted(number, str(error))
+            progress.note(f"no evaluation after round {number}: {error}")
+        else:
+            record.commit_evaluation(number, state.round, found)
 
 
 def _play(

@@ -19,10 +19,25 @@ from secfed.privacy.budget import Receipt
 from secfed.privacy.salvage import Salvage, salvage
 from secfed.runtime.directory import read_lines, write_atomically
 
-__all__ = ["keep_receipt", "read_receipts", "receipts_of_run", "reconcile"]
+__all__ = [
+    "evaluation_run",
+    "keep_receipt",
+    "read_receipts",
+    "receipts_of_run",
+    "reconcile",
+]
 
 _LEDGERS = ("ledger.jsonl", "arms/*/ledger.jsonl")
 _ROUND_KINDS = ("round", "round-interrupted")
+_EVALUATION_KINDS = ("evaluation", "evaluation-interrupted")
+
+
+def evaluation_run(run_id: str) -> str:
+    """The name under which the evaluations of a run and arm are charged.
+
+    A budget takes each round of a run once, and an evaluation is no round.
+    """
+    return f"{run_id}+evaluation"
 
 
 def keep_receipt(private_dir: Path, site: str, receipt: Receipt) -> None:
@@ -84,7 +99,8 @@ def _of_ledger(path: Path, site: str) -> list[Receipt]:
     return [
         _receipt(path, entry, site, study, unit)
         for entry in entries
-        if entry.kind in _ROUND_KINDS and site in entry.body["spent"]
+        if entry.kind in (*_ROUND_KINDS, *_EVALUATION_KINDS)
+        and site in entry.body["spent"]
     ]
 
 
@@ -95,11 +111,12 @@ def _receipt(path: Path, entry: Entry, site: str, study: Any, unit: Any) -> Rece
             f"{path}: this ledger does not name its sites' budgets, so nothing can be "
             "reconciled with it; an older secfed wrote it"
         )
+    evaluated = entry.kind in _EVALUATION_KINDS
     return Receipt(
         head=head,
         population=None,
         study_digest=study["study_digest"],
-        run_id=run_id,
+        run_id=evaluation_run(run_id) if evaluated else run_id,
         round=entry.body["round"],
         event=entry.body["spent"][site],
         group=None,

@@ -24,6 +24,8 @@ from protocols.secagg.params import default_threshold
 from secfed.adapters import load_adapter, save_adapter
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
 from secfed.entries import (
+    EvaluationEntry,
+    EvaluationInterruptedEntry,
     InterruptedEntry,
     PlanEntry,
     ReleaseEntry,
@@ -32,7 +34,7 @@ from secfed.entries import (
     TeacherCosts,
 )
 from secfed.errors import RunDirectoryError
-from secfed.ledger import Ledger
+from secfed.ledger import Entry, Ledger
 from secfed.manifest import write_manifest
 from secfed.models import PACKAGES
 from secfed.privacy import accounting
@@ -42,6 +44,7 @@ from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.runtime.accounts import Accounts, Charged
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
+from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.setup import Prepared
@@ -55,6 +58,7 @@ from secfed.types import Adapter, Tensors
 __all__ = ["Arm", "ArmRecord", "empty_line"]
 
 _ROUND_KINDS = ("round", "round-interrupted")
+_EVALUATION_KINDS = ("evaluation", "evaluation-interrupted")
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,14 @@ class ArmRecord:
                 f"round {self.next_round - 1} of {self.arm.name} was interrupted: it "
                 "counts as spent and is not repeated"
             )
+        for number in self.due_evaluations():
+            if self.accounts.evaluation_charges(number):
+                reason = "the process ended during the evaluation"
+                self.evaluation_interrupted(number, reason)
+                progress.note(
+                    f"the evaluation after round {number} of {self.arm.name} was "
+                    "interrupted: it counts as spent and is not repeated"
+                )
         return state
 
     def commit(
@@ -222,6 +234,59 @@ class ArmRecord:
         self._ledger.append("round-interrupted", body.to_body(), _now())
         self.next_round = number + 1
 
+    def due_evaluations(self) -> tuple[int, ...]:
+        """After which of the rounds so far an evaluation is still missing."""
+        study = self.arm.study
+        if study.evaluation is None or not self.arm.private or self.released:
+            return ()
+        done = {e.body["round"] for e in self._entries(_EVALUATION_KINDS)}
+        due = study.evaluation.due(study.training.rounds)
+        return tuple(n for n in due if n < self.next_round and n not in done)
+
+    def commit_evaluation(
+        self, number: int, adapter_round: int, played: EvaluationResult
+    ) -> None:
+        """Make the sums of an evaluation durable: one ledger entry.
+
+        Args:
+            number: The round that it follows.
+            adapter_round: The round whose adapter was evaluated.
+            played: What the session gave.
+        """
+        charges, result = self.accounts.evaluation_charges(number), played.result
+        # A site that was never charged did not begin.
+        dropouts = {s: p for s, p in result.dropouts.items() if s in charges}
+        body = EvaluationEntry(
+            round=number,
+            attempt=1,
+            participants=tuple(sorted({*result.survivors, *dropouts})),
+            survivors=result.survivors,
+            dropouts=dropouts,
+            adapter_sha256=file_sha256(self._adapter_path(adapter_round)),
+            sums=dict(result.metrics),
+            spent=_events(charges),
+            epsilon=self.accounts.epsilon(number, evaluated=True),
+            budget_heads=_known_heads(charges),
+        )
+        self._ledger.append("evaluation", body.to_body(), _now())
+
+    def evaluation_interrupted(self, number: int, reason: str) -> None:
+        """Record an evaluation without sums; what was reserved stays spent."""
+        charges = self.accounts.evaluation_charges(number)
+        body = EvaluationInterruptedEntry(
+            round=number,
+            attempt=1,
+            participants=tuple(sorted(charges)),
+            spent=_events(charges),
+            epsilon=self.accounts.epsilon(number, evaluated=True),
+            budget_heads=_known_heads(charges),
+            reason=reason,
+        )
+        self._ledger.append("evaluation-interrupted", body.to_body(), _now())
+
+    def _entries(self, kinds: tuple[str, ...]) -> list[Entry]:
+        return [entry for entry in self._ledger.entries() if entry.kind in kinds]
+
     def epsilon(self, number: int) -> dict[str, float]:
         """Epsilon of this arm so far for each site that reserved round ``number``."""
         return self.accounts.epsilon(number) if self.arm.private else {}
@@ -230,11 +295,13 @@ class ArmRecord:
         """Write the statement, the adapter for plain PEFT, and the last entry."""
         entries = self._ledger.entries()
         started = [e.parsed() for e in entries if e.kind in _ROUND_KINDS]
+        evaluated = [e.parsed() for e in self._entries(_EVALUATION_KINDS)]
         statement = build_statement(
             self.arm.study.canonical(),
             entries[1].parsed(),  # type: ignore[arg-type]
             started,  # type: ignore[arg-type]
             self._context(),
+            evaluated,  # type: ignore[arg-type]
         )
         path = self._directory / "statement.json"
         write_atomically(path, canonical_json(statement) + b"\n")
@@ -263,6 +330,9 @@ class ArmRecord:
         epsilon: dict[str, float] = {}
         for line in lines:
             epsilon |= line["epsilon"]
+        for entry in self._entries(_EVALUATION_KINDS):
+            for site, spent in entry.body["epsilon"].items():
+                epsilon[site] = max(spent, epsilon.get(site, 0.0))
         return {
             "name": self.arm.name,
             "method": self.arm.study.training.method,
@@ -342,15 +412,11 @@ class ArmRecord:
 
     def _reserved(self, number: int) -> dict[str, dict[str, Any]]:
         """Each site's event of one round of this arm, as its budget holds it."""
-        return {
-            name: dict(accounting.event_to_json(held.event))
-            for name, held in self._charges(number).items()
-        }
+        return _events(self._charges(number))
 
     def _heads(self, number: int) -> dict[str, str]:
         """What each site's budget was after it reserved one round of this arm."""
-        charges = self._charges(number)
-        return {n: held.head for n, held in charges.items() if held.head is not None}
+        return _known_heads(self._charges(number))
 
     def _drop_uncommitted(self, committed: set[int]) -> None:
         lines = self._lines()
@@ -408,6 +474,17 @@ class ArmRecord:
             "base quantisation": base.quantisation,
             "base as it multiplies sha256": base.rounded_digest,
         }
+
+
+def _events(charges: Mapping[str, Charged]) -> dict[str, dict[str, Any]]:
+    return {
+        name: dict(accounting.event_to_json(held.event))
+        for name, held in charges.items()
+    }
+
+
+def _known_heads(charges: Mapping[str, Charged]) -> dict[str, str]:
+    return {n: held.head for n, held in charges.items() if held.head is not None}
 
 
 def empty_line(number: int, status: str, scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,8 +89,14 @@ class RemoteAccounts:
             if asked == number
         }
 
-    def epsilon(self, number: int) -> dict[str, float]:
+    def evaluation_charges(self, number: int) -> dict[str, Charged]:
+        """None: a deployment does not evaluate (``serve.check_deployable``)."""
+        del number
+        return {}
+
+    def epsilon(self, number: int, *, evaluated: bool = False) -> dict[str, float]:
         """As ``Accounts.epsilon``, of the rounds up to this one."""
+        del evaluated
         found = {}
         for site in self.charges(number):
             held = sum(s == site and asked <= number for asked, s in self._heads)
