@@ -24,6 +24,9 @@ Sections of the JSON object, all always present:
 =======================  =====================================================
 
 A study that distils a teacher adds ``teacher``: who it is and what it cost.
+
+A study with ``[evaluation]`` has a section ``evaluation`` more: what was released of
+held-back records, with which bound and noise, and the scores with their intervals.
 """
 
 from __future__ import annotations
@@ -36,7 +39,15 @@ from typing import Any
 
 from protocols.suites import SUITES
 from secfed.canonical import digest
-from secfed.entries import InterruptedEntry, JsonObject, PlanEntry, RoundEntry
+from secfed.entries import (
+    EvaluationEntry,
+    EvaluationInterruptedEntry,
+    InterruptedEntry,
+    JsonObject,
+    PlanEntry,
+    RoundEntry,
+)
+from secfed.evaluated import evaluation_section
 from secfed.privacy import accounting
 from secfed.privacy.plan import PrivacyPlan
 from secfed.strategies import get_strategy
@@ -55,6 +66,7 @@ UNKNOWN = "UNKNOWN"
 NOT_PRIVATE = "NOT PRIVATE"
 
 Started = RoundEntry | InterruptedEntry
+Evaluated = EvaluationEntry | EvaluationInterruptedEntry
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ def build_statement(
     plan: PlanEntry,
     rounds: Sequence[Started],
     context: StatementContext,
+    evaluations: Sequence[Evaluated] = (),
 ) -> JsonObject:
     """Say what the rounds of a ledger cost and what that means.
 
@@ -102,6 +115,7 @@ def build_statement(
         plan: The ledger's plan entry.
         rounds: Its round entries in order, completed and interrupted.
         context: What is known besides.
+        evaluations: The ledger's evaluation entries in order, of both kinds.
 
     Returns:
         The content of ``statement.json``.
@@ -115,9 +129,11 @@ def build_statement(
     seed = study.get("simulation", {}).get("seed")
     delta = privacy["delta"]
     sites = {
-        site: _site_section(site, plan, rounds, delta) for site in sorted(plan.sites)
+        site: _site_section(site, plan, rounds, delta, evaluations)
+        for site in sorted(plan.sites)
     }
-    across = _across_section(plan, rounds, delta)
+    across = _across_section(plan, [*rounds, *evaluations], delta)
+    evaluated = evaluation_section(study, plan, evaluations)
     reasons = _reasons(plan, seed)
     taught = _teacher(study, plan)
     return {
@@ -162,6 +178,7 @@ def build_statement(
             *_limits(privacy["unit"]),
             *[TEACHER_LIMIT] * (bool(taught) and plan.teacher is None),
         ],
+        **({} if evaluated is None else {"evaluation": evaluated}),
     }
 
 
@@ -194,7 +211,7 @@ def _base(model: Mapping[str, Any]) -> JsonObject:
     return {} if kept is None else {"base_quantisation": kept}
 
 
-def _events(site: str, rounds: Sequence[Started]) -> list[Any]:
+def _events(site: str, rounds: Sequence[Started | Evaluated]) -> list[Any]:
     return [
         accounting.event_from_json(entry.spent[site])
         for entry in rounds
@@ -203,7 +220,11 @@ def _events(site: str, rounds: Sequence[Started]) -> list[Any]:
 
 
 def _site_section(
-    site: str, entry: PlanEntry, rounds: Sequence[Started], delta: float
+    site: str,
+    entry: PlanEntry,
+    rounds: Sequence[Started],
+    delta: float,
+    evaluations: Sequence[Evaluated],
 ) -> JsonObject:
     plan, earlier = entry.sites[site], teacher_events(entry.teacher, site)
     involved = [entry for entry in rounds if site in entry.participants]
@@ -222,7 +243,7 @@ def _site_section(
         entry.spent[site] == expected for entry in rounds if site in entry.spent
     )
     num_spent = sum(site in entry.spent for entry in rounds)
-    events = _events(site, rounds)
+    events = _events(site, [*rounds, *evaluations])
     whole = plan["unit"] == "site"
     cost = partial(_cost_of_both, delta=delta, whole=whole)
     return {
@@ -290,7 +311,7 @@ def _cost_of_a_person(events: Sequence[Any], delta: float) -> JsonObject:
 
 
 def _across_section(
-    plan: PlanEntry, rounds: Sequence[Started], delta: float
+    plan: PlanEntry, rounds: Sequence[Started | Evaluated], delta: float
 ) -> JsonObject:
     whole = any(p is not None and p["unit"] == "site" for p in plan.sites.values())
     meaning = (

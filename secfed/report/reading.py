@@ -83,7 +83,7 @@ def read_run(directory: str | Path) -> RunRecord:
         }
     elif (folder / _METRICS).is_file():
         statement = read_object(folder / "statement.json", required=False)
-        value = _single_arm(folder, study)
+        value = _single_arm(folder, study, statement)
         comparison = Comparison.from_json(value, str(folder))
         statements = {comparison.arms[0].name: statement}
     else:
@@ -127,7 +127,9 @@ def inside(folder: Path, relative: str) -> Path:
     return path
 
 
-def _single_arm(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
+def _single_arm(
+    folder: Path, study: Mapping[str, Any], statement: Mapping[str, Any]
+) -> dict[str, Any]:
     """The directory of one arm in the form of a comparison."""
     rounds = _read_lines(folder / _METRICS)
     training = study.get("training")
@@ -139,6 +141,12 @@ def _single_arm(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
     for line in rounds:
         spent = Source(line, str(folder / _METRICS)).numbers("epsilon") or {}
         epsilon |= {site: max(eps, epsilon.get(site, 0)) for site, eps in spent.items()}
+    if "evaluation" in statement:
+        # Metrics end with the last round; evaluations cost, too.
+        for site, section in statement["sites"].items():
+            stated = Source(section, str(folder / "statement.json")).number("epsilon")
+            if stated is not None:
+                epsilon[site] = max(stated, epsilon.get(site, 0))
     name = str(method or folder.name)
     arm = {
         "name": name,

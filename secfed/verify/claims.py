@@ -11,8 +11,9 @@ from typing import Any
 
 from secfed.canonical import parse_json
 from secfed.codec import WIDE_RING_BITS
-from secfed.entries import PlanEntry, RoundEntry
+from secfed.entries import EvaluationEntry, PlanEntry, RoundEntry
 from secfed.errors import LedgerError, VerificationError
+from secfed.evaluated import evaluation_event_json, evaluations_of
 from secfed.manifest import Manifest
 from secfed.privacy import accounting
 from secfed.statement import StatementContext, build_statement, round_event_json
@@ -51,6 +52,7 @@ _TAUGHT = (
     "runs",
     "sites",
 )
+_RECOMPUTED_EVALUATION = ("fraction", "nominal_units", "does_not_evaluate", "rounds")
 
 
 def check_plan(story: Story, study: Study) -> str:
@@ -70,9 +72,27 @@ def check_plan(story: Story, study: Study) -> str:
         for site, event in body.spent.items():
             if event != events[site]:
                 raise LedgerError(index, f"{site}: not the event of its plan")
+    _check_evaluations(story, study)
     if not plan.private:
         return "no privacy plan: nothing was promised and nothing spent"
     return f"{len(story.rounds)} started rounds, each spent as planned by each site"
+
+
+def _check_evaluations(story: Story, study: Study) -> None:
+    """Every evaluation spent what the study says, and is of the adapter that stood."""
+    plans = evaluations_of(study.canonical(), story.plan)
+    for index, body in story.evaluations.items():
+        if body.spent.keys() != set(body.participants):
+            raise LedgerError(index, "an evaluation that some site did not spend")
+        for site, event in body.spent.items():
+            if event != evaluation_event_json(plans[site]):
+                raise LedgerError(index, f"{site}: not the event of the evaluation")
+        if isinstance(body, EvaluationEntry):
+            before = [r for i, r in story.rounds.items() if i < index]
+            summed = [r.adapter_sha256 for r in before if isinstance(r, RoundEntry)]
+            start = story.plan.initial_adapter_sha256
+            if body.adapter_sha256 != (summed[-1] if summed else start):
+                raise LedgerError(index, "an evaluation of another adapter")
 
 
 def _check_parameters(plan: PlanEntry, study: Study) -> None:
@@ -147,7 +167,7 @@ def check_epsilon(story: Story, study: Study) -> str:
     worst, person = 0.0, 0.0
     for site in story.plan.sites:
         events: list[Any] = []
-        for index, body in story.rounds.items():
+        for index, body in story.charged().items():
             if site not in body.spent:
                 continue
             events.append(accounting.event_from_json(body.spent[site]))
@@ -176,13 +196,26 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
     """The statement's numbers follow from the ledger."""
     statement = bundle.json("statement.json")
     again = build_statement(
-        study.canonical(), story.plan, list(story.rounds.values()), StatementContext()
+        study.canonical(),
+        story.plan,
+        list(story.rounds.values()),
+        StatementContext(),
+        list(story.evaluations.values()),
     )
     if not isinstance(statement, dict) or statement.keys() != again.keys():
         raise VerificationError("statement.json: not the sections of a statement")
     pairs = [
         (name, statement[name], again[name]) for name in ("private", "study", "sites")
     ]
+    if "evaluation" in again:
+        pairs += [
+            (
+                f"evaluation.{key}",
+                statement["evaluation"][key],
+                again["evaluation"][key],
+            )
+            for key in _RECOMPUTED_EVALUATION
+        ]
     for section, keys in _RECOMPUTED.items():
         pairs += [
             (f"{section}.{key}", statement[section][key], again[section][key])

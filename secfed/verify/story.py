@@ -8,6 +8,8 @@ from typing import Any
 
 from secfed.entries import (
     Body,
+    EvaluationEntry,
+    EvaluationInterruptedEntry,
     InterruptedEntry,
     PlanEntry,
     ReleaseEntry,
@@ -15,12 +17,16 @@ from secfed.entries import (
     StudyEntry,
 )
 from secfed.errors import LedgerError
+from secfed.evaluated import evaluations_of
 from secfed.ledger import Entry, head, split_lines, verify_entries
 from secfed.manifest import Manifest
-from secfed.study import Study
+from secfed.study import MIN_SITES, Study
 from secfed.verify.files import Bundle
 
 __all__ = ["Story", "read_ledger", "tell"]
+
+Started = RoundEntry | InterruptedEntry
+Evaluated = EvaluationEntry | EvaluationInterruptedEntry
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class Story:
     plan: PlanEntry
     rounds: Mapping[int, RoundEntry | InterruptedEntry]
     release: ReleaseEntry
+    evaluations: Mapping[int, EvaluationEntry | EvaluationInterruptedEntry]
+
+    def charged(self) -> dict[int, Started | Evaluated]:
+        """Everything that spent privacy, in order."""
+        return dict(sorted({**self.rounds, **self.evaluations}.items()))
 
     def completed(self) -> tuple[RoundEntry, ...]:
         """The rounds that gave a sum."""
@@ -58,7 +69,8 @@ def tell(
 
     1. Entry 0 is the study, entry 1 the plan, the last one the release.
     2. The study is this study, recorded under this key.
-    3. Rounds are numbered 1, 2, … without a gap and none occurs twice.
+    3. Rounds are numbered 1, 2, … without a gap and none occurs twice. An evaluation
+       follows a round after which the study asks for one, and none occurs twice.
     4. Participants belong to the plan; a sum has at least threshold survivors.
     5. The release counts the rounds rightly.
 
@@ -76,14 +88,20 @@ def tell(
     if set(plan.sites) != set(study.sites):
         raise LedgerError(1, "the plan's sites are not the study's")
     rounds: dict[int, RoundEntry | InterruptedEntry] = {}
+    evaluations: dict[int, EvaluationEntry | EvaluationInterruptedEntry] = {}
     for index in range(2, last):
         body = bodies[index]
         # 3
+        if isinstance(body, EvaluationEntry | EvaluationInterruptedEntry):
+            done = [found.round for found in evaluations.values()]
+            _check_evaluation(index, body, plan, study, len(rounds), done)
+            evaluations[index] = body
+            continue
         if not isinstance(body, RoundEntry | InterruptedEntry):
             raise LedgerError(index, f"a second {body.kind!r} entry")
-        if body.round != index - 1:
+        if body.round != len(rounds) + 1:
             raise LedgerError(
-                index, f"it records round {body.round} where {index - 1} follows"
+                index, f"it records round {body.round} where {len(rounds) + 1} follows"
             )
         if body.round > study.training.rounds:
             raise LedgerError(index, f"the study has {study.training.rounds} rounds")
@@ -96,8 +114,9 @@ def tell(
         len(rounds) - completed,
     ):
         raise LedgerError(last, "the release counts other rounds than the ledger")
-    story = Story(study_entry, plan, rounds, release)
-    return story, f"{len(rounds)} rounds in order, {completed} of them completed"
+    story = Story(study_entry, plan, rounds, release, evaluations)
+    said = f"{len(rounds)} rounds in order, {completed} of them completed"
+    return story, said + (f"; {len(evaluations)} evaluations" if evaluations else "")
 
 
 def _role(bodies: Sequence[Body], index: int, role: type[Any]) -> Any:
@@ -118,6 +137,31 @@ def _check_study_entry(entry: StudyEntry, manifest: Manifest, study: Study) -> N
     for name, value in expected.items():
         if getattr(entry, name) != value:
             raise LedgerError(0, f"{name} is not that of study.json and manifest")
+
+
+def _check_evaluation(
+    index: int,
+    body: Evaluated,
+    plan: PlanEntry,
+    study: Study,
+    rounds_so_far: int,
+    done: Sequence[int],
+) -> None:
+    section = study.evaluation
+    due = () if section is None else section.due(study.training.rounds)
+    if body.round not in due or body.round > rounds_so_far or body.round in done:
+        raise LedgerError(
+            index, f"an evaluation after round {body.round} is not due here"
+        )
+    evaluating = evaluations_of(study.canonical(), plan)
+    if strangers := set(body.participants) - evaluating.keys():
+        raise LedgerError(
+            index, f"too small to evaluate: {', '.join(sorted(strangers))}"
+        )
+    # A smaller sum would show too much of one site.
+    least = max(MIN_SITES, plan.max_colluders + 2)
+    if isinstance(body, EvaluationEntry) and len(body.survivors) < least:
+        raise LedgerError(index, f"an evaluation of fewer than {least} sites")
 
 
 def _check_cohort(
