@@ -13,10 +13,16 @@ from secfed.errors import PlanError, PolicyError
 
 if TYPE_CHECKING:
     from secfed.policy import SitePolicy
+    from secfed.privacy.accounting import DpEvent
     from secfed.privacy.plan import PrivacyPlan
     from secfed.study import Study
 
-__all__ = ["SiteOutlook", "noise_to_signal", "site_outlooks"]
+__all__ = [
+    "SiteOutlook",
+    "evaluation_outlook",
+    "noise_to_signal",
+    "site_outlooks",
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def site_outlooks(
     from secfed.data import load_sites  # noqa: PLC0415
     from secfed.policy import check  # noqa: PLC0415
     from secfed.privacy.asked import plan_for  # noqa: PLC0415
+    from secfed.privacy.held_back import evaluation_events  # noqa: PLC0415
 
     data = load_sites(study, base_dir)
     whole = study.privacy.unit == "site"
@@ -107,14 +114,17 @@ def site_outlooks(
             expected_batch=batch,
             steps=study.training.rounds
             * (1 if whole else study.training.steps_per_round),
-            **_costs(plan),
+            **_costs(plan, [] if plan is None else evaluation_events(study, units)),
             refusal="; ".join(reasons),
             warning="; ".join(str(warning.message) for warning in caught),
             plan=plan,
         )
 
 
-def _costs(plan: PrivacyPlan | None) -> dict[str, float | None]:
+def _costs(
+    plan: PrivacyPlan | None, evaluations: list[DpEvent]
+) -> dict[str, float | None]:
+    """What the training costs, and beside it the evaluations, in total."""
     from secfed.privacy import accounting  # noqa: PLC0415
 
     names = (
@@ -128,16 +138,42 @@ def _costs(plan: PrivacyPlan | None) -> dict[str, float | None]:
     if plan is None:
         return dict.fromkeys(names)
     one = plan.round_event()
-    everything = [one] * plan.rounds
+    everything = [one] * plan.rounds + evaluations
     values = (
         plan.noise_multiplier,
         accounting.epsilon([one], plan.delta),
-        plan.epsilon(),
+        accounting.epsilon(everything, plan.delta, plan.neighbouring),
         accounting.epsilon(everything, plan.delta, "replace-one"),
         accounting.conservative_mu(everything),
         plan.epsilon_of_a_person() if plan.unit == "site" else None,
     )
     return dict(zip(names, values, strict=True))
+
+
+def evaluation_outlook(
+    study: Study, outlooks: Sequence[SiteOutlook]
+) -> dict[str, object] | None:
+    """What evaluating on held-back records costs, and how exact it can be.
+
+    Returns:
+        None where the study asks for none.
+    """
+    from secfed.privacy import accounting  # noqa: PLC0415
+    from secfed.privacy.estimates import CONFIDENCE, expected_margin  # noqa: PLC0415
+    from secfed.privacy.held_back import evaluation_plan  # noqa: PLC0415
+
+    asked = {o.site: evaluation_plan(study, o.nominal_units) for o in outlooks}
+    plans = {site: plan for site, plan in asked.items() if plan is not None}
+    if study.evaluation is None:
+        return None
+    event = [plan.event() for plan in plans.values()][:1]
+    return {
+        "metrics": list(study.evaluation.metrics),
+        "rounds": list(study.evaluation.due(study.training.rounds)),
+        "held_back_nominal": {s: plan.nominal_units for s, plan in plans.items()},
+        "epsilon_of_one": accounting.epsilon(event, study.privacy.delta),
+        "margin": expected_margin(list(plans.values()), CONFIDENCE) if plans else None,
+    }
 
 
 def _refused_for_a_person(plan: PrivacyPlan, policy: SitePolicy) -> list[str]:

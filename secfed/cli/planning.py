@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
 
 from secfed.cli.outlook import (
     SiteOutlook,
+    evaluation_outlook,
     noise_to_signal,
     site_outlooks,
 )
@@ -61,6 +62,7 @@ def plan(
     upload = upload_bytes(loaded, base_dir, outlooks)
     ratio = noise_to_signal(loaded, outlooks, numbers_sent(loaded, base_dir))
     counts = parameter_counts(loaded, base_dir)
+    evaluation = evaluation_outlook(loaded, outlooks)
     if as_json:
         print_json(
             {
@@ -77,11 +79,14 @@ def plan(
                 "parameters_trainable": counts[0] if counts else None,
                 "parameters": counts[1] if counts else None,
                 "sites": [o.to_json() for o in outlooks],
+                **({} if evaluation is None else {"evaluation": evaluation}),
             }
         )
     else:
         _show(loaded, outlooks, upload)
         show(_trainable(counts))
+        if evaluation is not None:
+            show(Text(_evaluated(evaluation)))
         if loaded.privacy.unit == "site":
             show(Text(_of_a_whole_site(ratio)))
     refused = [o for o in outlooks if o.refusal]
@@ -134,6 +139,20 @@ def _show(study: Study, outlooks: tuple[SiteOutlook, ...], upload: int | None) -
         for kind, text in (("refused", outlook.refusal), ("warning", outlook.warning)):
             if text:
                 show(Text(f"{outlook.site}, {kind}: {text}"))
+
+
+def _evaluated(told: Mapping[str, Any]) -> str:
+    """What is released of held-back records, at which cost, and how exact it is."""
+    sizes, margin = told["held_back_nominal"], told["margin"]
+    if margin is None:
+        return "Evaluation: no site is large enough, by its declared size."
+    return (
+        f"Evaluation after round {', '.join(map(str, told['rounds']))}: "
+        f"{', '.join(told['metrics'])} on about {sum(sizes.values()):,} units that "
+        f"{len(sizes)} sites hold back. Each costs epsilon "
+        f"{told['epsilon_of_one']:.2f} by itself, within the total above; the noise "
+        f"leaves a share uncertain by up to {100 * margin:.1f} points (95 %)."
+    )
 
 
 def _trainable(counts: tuple[int, int] | None) -> str:

@@ -30,7 +30,7 @@ from typing import Final
 
 from secfed.privacy.held_back import EvaluationPlan
 
-__all__ = ["CONFIDENCE", "Estimate", "estimates"]
+__all__ = ["CONFIDENCE", "Estimate", "estimates", "expected_margin"]
 
 CONFIDENCE: Final = 0.95
 
@@ -58,6 +58,17 @@ class Estimate:
             "noise_interval": list(self.noise_interval),
             "interval": list(self.interval),
         }
+
+
+def expected_margin(plans: Sequence[EvaluationPlan], confidence: float) -> float:
+    """Half the width of the noise interval of a share, at the declared sizes.
+
+    The largest over all shares: of one that is 0 or 1. Of what a metric with the bound
+    1 releases; without any, of the counts that F1 is made of.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    std = min(plans[0].noise_std(metric) for metric in plans[0].metrics)
+    return z * std * math.sqrt(len(plans)) / sum(plan.nominal_units for plan in plans)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from secfed.canonical import sha256_hex
 from secfed.errors import RunDirectoryError
 from secfed.report.charts import Chart, comparison_charts
 from secfed.report.conclusion import conclude
+from secfed.report.evaluated import evaluated_rows
 from secfed.report.plain import describe_protection, statement_table
 from secfed.report.reading import RunRecord, read_run
 from secfed.report.results import NON_PRIVATE, POOLED
@@ -106,6 +107,7 @@ def render_report(record: RunRecord) -> str:
             rows=comparison_rows(record.comparison),
             beside=beside_rows(record.comparison),
             categories=category_rows(record.comparison),
+            evaluated=evaluated_rows(record),
             protection=describe_protection(record),
             charts=charts,
             statements=[
