@@ -159,7 +159,7 @@ def evaluation_outlook(
         None where the study asks for none.
     """
     from secfed.privacy import accounting  # noqa: PLC0415
-    from secfed.privacy.estimates import CONFIDENCE, expected_margin  # noqa: PLC0415
+    from secfed.privacy.estimates import expected_margin  # noqa: PLC0415
     from secfed.privacy.held_back import evaluation_plan  # noqa: PLC0415
 
     asked = {o.site: evaluation_plan(study, o.nominal_units) for o in outlooks}
@@ -172,7 +172,7 @@ def evaluation_outlook(
         "rounds": list(study.evaluation.due(study.training.rounds)),
         "held_back_nominal": {s: plan.nominal_units for s, plan in plans.items()},
         "epsilon_of_one": accounting.epsilon(event, study.privacy.delta),
-        "margin": expected_margin(list(plans.values()), CONFIDENCE) if plans else None,
+        "margin": expected_margin(list(plans.values())) if plans else None,
     }
 
 

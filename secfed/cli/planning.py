@@ -144,15 +144,18 @@ def _show(study: Study, outlooks: tuple[SiteOutlook, ...], upload: int | None) -
 def _evaluated(told: Mapping[str, Any]) -> str:
     """What is released of held-back records, at which cost, and how exact it is."""
     sizes, margin = told["held_back_nominal"], told["margin"]
-    if margin is None:
+    if not sizes:
         return "Evaluation: no site is large enough, by its declared size."
-    return (
+    said = (
         f"Evaluation after round {', '.join(map(str, told['rounds']))}: "
         f"{', '.join(told['metrics'])} on about {sum(sizes.values()):,} units that "
         f"{len(sizes)} sites hold back. Each costs epsilon "
-        f"{told['epsilon_of_one']:.2f} by itself, within the total above; the noise "
-        f"leaves a share uncertain by up to {100 * margin:.1f} points (95 %)."
+        f"{told['epsilon_of_one']:.2f} by itself, within the total above"
     )
+    if margin is None:
+        return said + "."
+    share = f"{100 * margin:.1f} points (95 %)"
+    return said + f"; the noise leaves a share uncertain by up to {share}."
 
 
 def _trainable(counts: tuple[int, int] | None) -> str:

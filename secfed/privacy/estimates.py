@@ -60,15 +60,23 @@ class Estimate:
         }
 
 
-def expected_margin(plans: Sequence[EvaluationPlan], confidence: float) -> float:
+def expected_margin(
+    plans: Sequence[EvaluationPlan], confidence: float = CONFIDENCE
+) -> float | None:
     """Half the width of the noise interval of a share, at the declared sizes.
 
-    The largest over all shares: of one that is 0 or 1. Of what a metric with the bound
-    1 releases; without any, of the counts that F1 is made of.
+    The largest over all shares, that of one that is 0 or 1.
+
+    Returns:
+        None for F1 alone, whose noise depends on how records divide into classes.
     """
+    first = plans[0]
+    stds = [first.noise_std(name) for name in first.metrics if name != "f1"]
+    if not stds:
+        return None
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    std = min(plans[0].noise_std(metric) for metric in plans[0].metrics)
-    return z * std * math.sqrt(len(plans)) / sum(plan.nominal_units for plan in plans)
+    units = sum(plan.nominal_units for plan in plans)
+    return z * stds[0] * math.sqrt(len(plans)) / units
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,8 @@ def _records(outcomes: Outcomes) -> NDArray[np.int64]:
 
 
 def _unit_sums(outcomes: Outcomes, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.bincount(outcomes.units, weights=values, minlength=outcomes.num_units)
+    sums = np.bincount(outcomes.units, weights=values, minlength=outcomes.num_units)
+    return sums.astype(np.float64)
 
 
 _CELLS = {"accuracy": _accuracy, "loss": _loss, "f1": _f1}

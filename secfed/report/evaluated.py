@@ -37,7 +37,7 @@ def _rows(arm: str, found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             arm,
             number,
-            _NAMES.get(name, name),
+            _NAMES.get(str(name), str(name)),
             _shown(own.get("value")),
             _interval(own.get("noise_interval")),
             _interval(own.get("interval")),
