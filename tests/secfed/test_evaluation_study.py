@@ -70,10 +70,10 @@ def test_the_last_round_is_meant_where_none_is_named() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_key(changes, key) -> None:
+    given = {**TABLE, **changes}
+    values = study_values()
+    values["evaluation"] = {k: v for k, v in given.items() if v is not None}
     with pytest.raises(StudyError) as caught:
-        given = {**TABLE, **changes}
-        values = study_values()
-        values["evaluation"] = {k: v for k, v in given.items() if v is not None}
         load_study_dict(values, "bad")
     assert caught.value.key == key
 
