@@ -90,7 +90,9 @@ def evaluation_section(
                 for name in first.metrics
             },
             "loss_cap": first.loss_cap,
+            "hazard": _HAZARD,
         },
+        "unprotected": ["how long a site evaluates, which follows from its records"],
         "seen_by_the_coordinator": "the sum over the surviving sites of noised sums",
         "composition": _COMPOSITION,
         "denominators": "noised sums; the true number of held-back units is private",
@@ -98,6 +100,11 @@ def evaluation_section(
         "rounds": [_of_entry(entry, first, _positive(study)) for entry in entries],
     }
 
+
+_HAZARD = (
+    "the rounded Gaussian is drawn from 53-bit uniforms, never beyond 8.58 standard "
+    "deviations; it is added to whole numbers, so no low bit of a sum tells of records"
+)
 
 _COMPOSITION = (
     "sequential: evaluations are charged beside the training as if every unit were in "

@@ -112,6 +112,10 @@ def evaluate_due(
             progress.note(f"no evaluation after round {number}: {error}")
         else:
             record.commit_evaluation(number, state.round, found)
+            progress.note(
+                f"{len(found.result.survivors)} sites evaluated after round {number}; "
+                "the scores stand in the statement and in the report"
+            )
 
 
 def _play(

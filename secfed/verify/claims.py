@@ -204,7 +204,7 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
     )
     if not isinstance(statement, dict) or statement.keys() != again.keys():
         raise VerificationError("statement.json: not the sections of a statement")
-    pairs = [
+    pairs: list[tuple[str, Any, Any]] = [
         (name, statement[name], again[name]) for name in ("private", "study", "sites")
     ]
     if "evaluation" in again:
@@ -215,6 +215,11 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
                 again["evaluation"][key],
             )
             for key in _RECOMPUTED_EVALUATION
+        ]
+        mechanisms = [one["evaluation"]["mechanism"] for one in (statement, again)]
+        pairs += [
+            (f"evaluation.mechanism.{key}", *(one[key] for one in mechanisms))
+            for key in ("noise_multiplier", "metrics", "loss_cap")
         ]
     for section, keys in _RECOMPUTED.items():
         pairs += [
