@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import evidence
 import numpy as np
 import pytest
-from small import EXAMPLE, small_policy, study_values
+from small import EXAMPLE, randomised, small_policy, study_values
 
 from secfed.cli.outlook import evaluation_outlook
 from secfed.cli.planning import _evaluated
-from secfed.data import StudyData
 from secfed.evaluation import evaluate, outcomes
 from secfed.ledger import split_lines, verify_entries
 from secfed.policy import SitePolicy
@@ -30,7 +29,6 @@ from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, prepare
 from secfed.signing import load_or_create
 from secfed.study import Study, load_study_dict
-from secfed.types import Adapter
 from secfed.verify import verify_run
 
 ARM = "ffa-lora"
@@ -50,7 +48,7 @@ def policy() -> SitePolicy:
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
+def asked() -> Study:
     values = study_values(ROUNDS)
     values["evaluation"] = TABLE
     values["simulation"]["seed"] = 5
@@ -58,16 +56,16 @@ def study() -> Study:
 
 
 @pytest.fixture(scope="module")
-def ready(packages: None, study: Study) -> Prepared:
-    return prepare(study, EXAMPLE, policy(), NoProgress())
+def ready(packages: None, asked: Study) -> Prepared:
+    return prepare(asked, EXAMPLE, policy(), NoProgress())
 
 
 def play(
-    ready: Prepared, study: Study, run: Path, progress: NoProgress | None = None
+    ready: Prepared, asked: Study, run: Path, progress: NoProgress | None = None
 ) -> dict[str, Any]:
     (run / "private").mkdir(parents=True, exist_ok=True)
     return run_arm(
-        Arm(ARM, study),
+        Arm(ARM, asked),
         ready,
         run,
         run / "private",
@@ -79,10 +77,10 @@ def play(
 
 @pytest.fixture(scope="module")
 def finished(
-    ready: Prepared, study: Study, tmp_path_factory: pytest.TempPathFactory
+    ready: Prepared, asked: Study, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     run = tmp_path_factory.mktemp("evaluated") / "run"
-    return run, play(ready, study, run)
+    return run, play(ready, asked, run)
 
 
 def entries(run: Path) -> list[Any]:
@@ -100,7 +98,7 @@ def budget_of(run: Path, site: str) -> Budget:
 
 @pytest.mark.slow
 def test_a_run_is_evaluated_stated_and_verified(
-    finished: tuple[Path, dict[str, Any]], study: Study
+    finished: tuple[Path, dict[str, Any]], asked: Study
 ) -> None:
     run, summary = finished
     assert [entry.kind for entry in entries(run)] == [
@@ -115,13 +113,13 @@ def test_a_run_is_evaluated_stated_and_verified(
     report = verify_run(run)
     assert report.passed, report.failures()
     statement = json.loads((run / "statement.json").read_bytes())
-    for site in study.sites:
+    for site in asked.sites:
         total = statement["sites"][site]["epsilon"]
         held = budget_of(run, site)
         assert len(held.history()) == 2 * ROUNDS
         assert total == pytest.approx(held.spent_epsilon(), rel=1e-9)
         assert total == pytest.approx(summary["epsilon"][site], rel=1e-9)
-        assert 0.98 * study.privacy.epsilon <= total <= study.privacy.epsilon
+        assert 0.98 * asked.privacy.epsilon <= total <= asked.privacy.epsilon
     told = statement["evaluation"]
     assert [one["status"] for one in told["rounds"]] == ["completed"] * 2
     assert set(told["nominal_units"].values()) == {20}
@@ -133,7 +131,7 @@ def test_a_run_is_evaluated_stated_and_verified(
 
 @pytest.mark.slow
 def test_the_report_shows_scores_with_their_intervals_and_the_whole_epsilon(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    finished: tuple[Path, dict[str, Any]],
 ) -> None:
     run, summary = finished
     record = read_run(run)
@@ -145,25 +143,23 @@ def test_the_report_shows_scores_with_their_intervals_and_the_whole_epsilon(
     told = record.statements[ARM]["evaluation"]["rounds"][-1]["scores"]["accuracy"]
     low, high = told["noise_interval"]
     assert f"{low:.3f} to {high:.3f}" in page
-    # Control: a run without evaluations does not speak of them.
-    bare = tmp_path / "bare"
-    evidence.write_run(bare)
-    assert "hold back" not in render_report(read_run(bare))
+    # Control: without the statement's section nothing speaks of it.
+    assert "hold back" not in render_report(replace(record, statements={}))
 
 
 @pytest.mark.slow
 def test_a_finished_run_is_read_back_and_nothing_is_charged_twice(
-    ready: Prepared, study: Study, finished: tuple[Path, Any], tmp_path: Path
+    ready: Prepared, asked: Study, finished: tuple[Path, Any], tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     before = (run / "ledger.jsonl").read_bytes()
-    play(ready, study, run)
+    play(ready, asked, run)
     assert (run / "ledger.jsonl").read_bytes() == before
-    assert len(budget_of(run, study.sites[0]).history()) == 2 * ROUNDS
+    assert len(budget_of(run, asked.sites[0]).history()) == 2 * ROUNDS
     # Ledger and receipts name the evaluations, so a budget that lost them is known.
-    heads = {one.head for one in receipts_of_run(run, study.sites[0])}
-    assert heads == {c.head for c in budget_of(run, study.sites[0]).history()}
-    runs = {one.run_id for one in receipts_of_run(run, study.sites[0])}
+    heads = {one.head for one in receipts_of_run(run, asked.sites[0])}
+    assert heads == {c.head for c in budget_of(run, asked.sites[0]).history()}
+    runs = {one.run_id for one in receipts_of_run(run, asked.sites[0])}
     assert runs == {f"run/{ARM}", f"run/{ARM}+evaluation"}
 
 
@@ -180,24 +176,24 @@ class Pressed(NoProgress):
 
 @pytest.mark.slow
 def test_an_interrupted_evaluation_is_spent_and_not_repeated(
-    ready: Prepared, study: Study, tmp_path: Path
+    ready: Prepared, asked: Study, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        play(ready, study, run, Pressed())
-    for site in study.sites:  # reserved, though nothing was counted
+        play(ready, asked, run, Pressed())
+    for site in asked.sites:  # reserved, though nothing was counted
         charges = budget_of(run, site).history()
         assert [charge.run_id for charge in charges] == [
             f"run/{ARM}",
             f"run/{ARM}+evaluation",
         ]
-    play(ready, study, run)
+    play(ready, asked, run)
     kinds = [entry.kind for entry in entries(run)]
     assert kinds[3] == "evaluation-interrupted"
     assert kinds.count("evaluation") == 1
     report = verify_run(run)
     assert report.passed, report.failures()
-    for site in study.sites:
+    for site in asked.sites:
         assert len(budget_of(run, site).history()) == 2 * ROUNDS
     told = json.loads((run / "statement.json").read_bytes())["evaluation"]["rounds"]
     assert [one["status"] for one in told] == ["interrupted", "completed"]
@@ -208,11 +204,11 @@ def test_an_interrupted_evaluation_is_spent_and_not_repeated(
 
 @pytest.mark.slow
 def test_a_record_is_never_trained_on_and_answers_by_itself(
-    ready: Prepared, study: Study, busy: Adapter, data: StudyData
+    ready: Prepared, asked: Study
 ) -> None:
     """Another record more or less does not move an outcome by a bit."""
-    del data
-    site = study.sites[0]
+    busy = randomised(ready.start)
+    site = asked.sites[0]
     held = ready.held_back[site]
     assert 8 < len(held.texts) < 40
     trained = ready.records[site]
@@ -236,17 +232,17 @@ def test_a_record_is_never_trained_on_and_answers_by_itself(
     assert cells[0] / cells[:2].sum() == pytest.approx(scores.accuracy)
 
 
-def test_plan_says_what_an_evaluation_costs(study: Study) -> None:
-    outlooks: Any = [SimpleNamespace(site=s, nominal_units=80) for s in study.sites]
-    told = evaluation_outlook(study, outlooks)
+def test_plan_says_what_an_evaluation_costs(asked: Study) -> None:
+    outlooks: Any = [SimpleNamespace(site=s, nominal_units=80) for s in asked.sites]
+    told = evaluation_outlook(asked, outlooks)
     assert told is not None
     event = [accounting.sampled_gaussian(1.0, 4.0, 1)]
-    assert told["epsilon_of_one"] == accounting.epsilon(event, study.privacy.delta)
+    assert told["epsilon_of_one"] == accounting.epsilon(event, asked.privacy.delta)
     assert told["margin"] == pytest.approx(1.96 * 4 * 2**0.5 * 2 / 80, rel=1e-3)
     said = _evaluated(told)
     assert "on about 80 units that 4 sites hold back" in said
     assert "27.7 points" in said
-    none: Any = [SimpleNamespace(site=s, nominal_units=30) for s in study.sites]
-    assert "no site is large enough" in _evaluated(evaluation_outlook(study, none))
-    plain = study.model_copy(update={"evaluation": None})
+    none: Any = [SimpleNamespace(site=s, nominal_units=30) for s in asked.sites]
+    assert "no site is large enough" in _evaluated(evaluation_outlook(asked, none))
+    plain = asked.model_copy(update={"evaluation": None})
     assert evaluation_outlook(plain, outlooks) is None
