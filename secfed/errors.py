@@ -27,6 +27,7 @@ __all__ = [
     "ModelError",
     "PlanError",
     "PolicyError",
+    "ProfileError",
     "RoundAbortedError",
     "RunDirectoryError",
     "SecfedError",
@@ -69,6 +70,12 @@ class ModelError(SecfedError):
 
 class PlanError(SecfedError):
     """No privacy plan exists for what was asked (epsilon, delta, sizes)."""
+
+    exit_code = 2
+
+
+class ProfileError(SecfedError):
+    """Sites' profiles are missing, do not fit a study, or leave it no time or room."""
 
     exit_code = 2
 

@@ -3,7 +3,8 @@
 ``names`` holds the one mapping between PEFT's parameters and the named arrays of
 :class:`secfed.types.Adapter`, strict in both directions (PITFALLS 34); ``model`` what
 is trained, ``attach`` how a base gets its adapter and the public start of it, ``files``
-the adapter between rounds, ``teacher`` a frozen adapted model that teaches.
+the adapter between rounds, ``narrowing`` a site that trains at a smaller rank,
+``teacher`` a frozen adapted model that teaches.
 """
 
 from secfed.adapters.attach import (
@@ -15,6 +16,7 @@ from secfed.adapters.attach import (
 from secfed.adapters.files import adapter_from_bytes, load_adapter, save_adapter
 from secfed.adapters.model import AdaptedModel, CausalModel, SequenceClassifier
 from secfed.adapters.names import file_name
+from secfed.adapters.narrowing import narrowed
 from secfed.adapters.teacher import AdapterFiles, Teacher, load_teacher
 
 __all__ = [
@@ -31,5 +33,6 @@ __all__ = [
     "initial_adapter",
     "load_adapter",
     "load_teacher",
+    "narrowed",
     "save_adapter",
 ]

@@ -11,6 +11,8 @@ import typer
 
 from secfed.cli import budgets, deployment, evidence, methods, planning, runs
 from secfed.cli.amplification import amplification
+from secfed.cli.assign import assign
+from secfed.cli.doctor import doctor
 from secfed.cli.model import app as model_app
 from secfed.cli.output import SecfedGroup, tell
 
@@ -53,6 +55,8 @@ app.command("status")(deployment.status)
 app.command("stop")(deployment.stop)
 app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
+app.command("doctor")(doctor)
+app.command("assign")(assign)
 app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(model_app, name="model")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 
+from secfed.cli.assign import estimates_of, show_estimates
 from secfed.cli.outlook import (
     SiteOutlook,
     evaluation_outlook,
@@ -40,6 +41,14 @@ def plan(
             help="The sites' policy; site.toml beside the study by default.",
         ),
     ] = None,
+    profiles: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--profile",
+            metavar="FILE",
+            help="A site's profile, from `secfed doctor --measure`; may be repeated.",
+        ),
+    ] = None,
     *,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON value.")
@@ -55,6 +64,7 @@ def plan(
     from secfed.study import load_study  # noqa: PLC0415
 
     loaded = load_study(study)
+    estimates = estimates_of(loaded, profiles or ())
     policy = find_policy(study, site_policy)
     tell("reading the sites' data and calibrating the noise")
     base_dir = study.resolve().parent
@@ -80,6 +90,10 @@ def plan(
                 "parameters": counts[1] if counts else None,
                 "sites": [o.to_json() for o in outlooks],
                 **({} if evaluation is None else {"evaluation": evaluation}),
+                "rounds_measured": [
+                    {"site": e.site, "rank": e.rank, "seconds": e.seconds}
+                    for e in estimates
+                ],
             }
         )
     else:
@@ -87,6 +101,7 @@ def plan(
         show(_trainable(counts))
         if evaluation is not None:
             show(Text(_evaluated(evaluation)))
+        show_estimates(estimates)
         if loaded.privacy.unit == "site":
             show(Text(_of_a_whole_site(ratio)))
     refused = [o for o in outlooks if o.refusal]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from secfed.adapters import narrowed
 from secfed.client import Contribution, Site
 from secfed.report.results import HEAD_ONLY
 from secfed.runtime.kept import KeptTensors
@@ -16,9 +17,11 @@ from secfed.study.sections import TrainingSection
 from secfed.training import (
     LocalSteps,
     LocalUpdate,
+    narrow,
     train_privately,
     train_whole_site,
     train_without_privacy,
+    widened,
 )
 from secfed.types import Adapter
 
@@ -112,18 +115,30 @@ def _train(
     private: Callable[..., LocalUpdate] = partial(train_privately, local=local)
     if site.plan.unit == "site":  # No step is noisy: ``strategy_of`` checked the rule.
         private = train_whole_site
-    return private(
-        prepared.model,
-        start,
-        trains,
-        site.records,
-        site.plan,
-        settings_of(arm),
-        learning_rate_of(arm),
-        stream,
-        loss=prepared.loss,
-        rank=view.rank,
-        keep_noiseless=True,
+    rank = view.rank
+    with narrowed(prepared.model, rank):
+        update = private(
+            prepared.model,
+            start if rank is None else narrow(start, rank),
+            trains,
+            site.records,
+            site.plan,
+            settings_of(arm),
+            learning_rate_of(arm),
+            stream,
+            loss=prepared.loss,
+            keep_noiseless=True,
+        )
+    return update if rank is None else _widened(update, start)
+
+
+def _widened(update: LocalUpdate, start: Adapter) -> LocalUpdate:
+    """The update of a site's own rank, among the zeros that the others expect."""
+    clean = update.noiseless
+    return replace(
+        update,
+        change=widened(update.change, start),
+        noiseless=None if clean is None else widened(clean, start),
     )
 
 

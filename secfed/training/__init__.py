@@ -41,6 +41,7 @@ from secfed.training.losses import (
 )
 from secfed.training.plain import train_without_privacy
 from secfed.training.preflight import preflight
+from secfed.training.ranks import narrow, widened
 from secfed.training.records import (
     HeldBack,
     PrivateRecords,
@@ -68,10 +69,12 @@ __all__ = [
     "causal_lm",
     "check_independence",
     "classification",
+    "narrow",
     "pooled_records",
     "preflight",
     "soft_targets",
     "train_privately",
     "train_whole_site",
     "train_without_privacy",
+    "widened",
 ]

@@ -31,12 +31,16 @@ length: 4096 padded wordings of 13 tokens to 30, 512 to 16 (`make bench-training
 
 @dataclass(frozen=True)
 class PrivateRecords:
-    """A site's cached features, class numbers and privacy units, row by row."""
+    """A site's cached features, class numbers and privacy units, row by row.
+
+    ``at_once`` is the site's own choice of ``micro_batch_tokens``.
+    """
 
     features: Features
     labels: NDArray[np.int64]
     units: NDArray[np.int64]
     num_units: int
+    at_once: int | None = None
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         """Padded states (n, longest, hidden), mask (n, longest) and labels (n,)."""
@@ -46,7 +50,7 @@ class PrivateRecords:
     @property
     def micro_batch_tokens(self) -> int:
         """At most so many padded tokens are computed at once, or a single unit."""
-        return _MICRO_BATCH_TOKENS
+        return self.at_once or _MICRO_BATCH_TOKENS
 
     @classmethod
     def joined_parts(cls, sites: Sequence[Any]) -> dict[str, Any]:

@@ -19,3 +19,10 @@ all of them are named here:
 ``children.py``    how the two children are started and end with their parent
 =================  ==========================================================
 """
+
+import os
+
+from secfed.runtime.flower.children import SWITCHES
+
+# The runner is in our own process: what is off in Flower's children is off here, too.
+os.environ.update(SWITCHES)
