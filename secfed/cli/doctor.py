@@ -73,7 +73,7 @@ def doctor(
         grid = (lengths, ranks, micro_batches, quantisations)
         _measure(path, site, grid, out, as_json=as_json)
         return
-    from secfed.doctor import examine, kind_of  # noqa: PLC0415
+    from secfed.doctor.examine import examine, kind_of  # noqa: PLC0415
 
     tell("examining; records and model are read here and stay here")
     findings = examine(path, timeout, rehearsal=rehearsal)
@@ -141,7 +141,7 @@ def _measured(path: Path, site: str | None) -> tuple[Study, str, Path]:
     Raises:
         ProfileError: It is not said which site this is.
     """
-    from secfed.doctor import kind_of  # noqa: PLC0415
+    from secfed.doctor.examine import kind_of  # noqa: PLC0415
     from secfed.errors import ProfileError  # noqa: PLC0415
     from secfed.runtime.keys import read_site_keys  # noqa: PLC0415
     from secfed.runtime.site_file import load_site_file, pinned_roster  # noqa: PLC0415

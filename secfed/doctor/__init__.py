@@ -11,7 +11,6 @@ Guarantees:
     is spent, and nothing is written.
 """
 
-from secfed.doctor.examine import examine, examine_site, examine_study, kind_of
 from secfed.doctor.findings import Finding
 
-__all__ = ["Finding", "examine", "examine_site", "examine_study", "kind_of"]
+__all__ = ["Finding"]

@@ -199,7 +199,7 @@ def check_http(route: Route) -> Finding:
     """Whether a coordinator answers, and which HTTP is spoken."""
     try:
         chosen = _chosen_protocol(route)
-        response = _asked(route)
+        response, _ = _asked(route)
     except (OSError, http.client.HTTPException) as error:
         return failed(
             "http",
@@ -225,9 +225,7 @@ def check_clock(route: Route, now: Callable[[], float] = time.time) -> Finding:
         now: This machine's clock, in seconds since 1970.
     """
     try:
-        before = now()
-        response = _asked(route)
-        middle = (before + now()) / 2
+        response, middle = _asked(route, now)
         told = parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
     except (OSError, http.client.HTTPException) as error:
         return unknown("clock", f"the coordinator does not tell the time: {error}")
@@ -295,11 +293,18 @@ def _chosen_protocol(route: Route) -> str | None:
         return _secured(link).selected_alpn_protocol()
 
 
-def _asked(route: Route) -> http.client.HTTPResponse:
-    """What the coordinator answers outside of its API: nothing but its headers."""
+def _asked(
+    route: Route, now: Callable[[], float] = time.time
+) -> tuple[http.client.HTTPResponse, float]:
+    """What the coordinator answers outside of its API, and when: headers alone.
+
+    The time is the middle between question and answer, without the handshake.
+    """
     with closing(_connected(route)) as link:
+        before = now()
         link.request("HEAD", "/")
-        return link.getresponse()
+        response = link.getresponse()
+        return response, (before + now()) / 2
 
 
 def _untrusted(route: Route, error: ssl.SSLCertVerificationError) -> tuple[str, str]:
