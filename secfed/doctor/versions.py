@@ -8,6 +8,7 @@ tests ran with. Another version inside the range is a warning.
 from __future__ import annotations
 
 import platform
+import tomllib
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ from packaging.version import InvalidVersion, Version
 import secfed
 from secfed.doctor.findings import Finding, failed, found, unknown, warned
 
-__all__ = ["check_packages", "check_python", "required_packages", "tested_versions"]
+__all__ = ["check_packages", "check_python", "known_versions", "required_packages"]
 
 _NAME: Final = "secfed"
 _FILE: Final = "constraints.txt"
@@ -53,7 +54,7 @@ def check_packages(
         tested: Versions by name; those of ``constraints.txt`` by default.
     """
     ranges = required_packages() if required is None else required
-    known = tested_versions() if tested is None else tested
+    known = known_versions() if tested is None else tested
     if not ranges:
         return unknown("packages", "the distribution of secfed declares none")
     wrong = [text for name, asked in ranges.items() if (text := _wrong(name, asked))]
@@ -80,7 +81,7 @@ def required_packages() -> dict[str, SpecifierSet]:
     }
 
 
-def tested_versions() -> dict[str, str]:
+def known_versions() -> dict[str, str]:
     """The versions of ``constraints.txt``: in the package, or beside it in a checkout.
 
     Empty where there is no such file.
@@ -99,13 +100,25 @@ def tested_versions() -> dict[str, str]:
 
 
 def _declared() -> tuple[str | None, list[str]]:
-    """The Python and the packages that the installed distribution asks for."""
+    """The Python and the packages that the installed distribution asks for.
+
+    In a checkout that is not installed, those of its ``pyproject.toml``.
+    """
     try:
         own = metadata.metadata(_NAME)
     except metadata.PackageNotFoundError:
-        return None, []
+        return _declared_in(Path(secfed.__file__).parents[1] / "pyproject.toml")
     python = own.get_all("Requires-Python") or [None]
     return python[0], list(own.get_all("Requires-Dist") or [])
+
+
+def _declared_in(path: Path) -> tuple[str | None, list[str]]:
+    if not path.is_file():
+        return None, []
+    project = tomllib.loads(path.read_text("utf-8")).get("project", {})
+    if project.get("name") != _NAME:
+        return None, []
+    return project.get("requires-python"), list(project.get("dependencies", []))
 
 
 def _compared(ranges: Mapping[str, SpecifierSet], known: Mapping[str, str]) -> Finding:

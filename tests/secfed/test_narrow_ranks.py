@@ -150,7 +150,7 @@ def test_a_site_is_measured_without_its_records(
 
     monkeypatch.setattr(secfed.data.loading, "load_sites", refuse)
     monkeypatch.setattr(secfed.data.loading, "site_data", refuse)
-    study = small_study(1, "hetlora")
+    study = small_study(1, "fedavg")
     grid = grid_for(study, lengths=(8,), ranks=(4, 1), micro_batches=(16, 64))
     found = measure_site(study, EXAMPLE, study.sites[0], replace(grid, steps=1))
     assert len(found.timings) == 4

@@ -139,7 +139,7 @@ def test_length_goes_before_steps_and_both_are_the_same_for_all() -> None:
     assert chosen.common.max_length == LENGTH // 2
     assert chosen.study.model.max_length == LENGTH // 2
     assert chosen.common.steps_per_round == STEPS
-    slower = profile(SITES[2], study, slow=20.0)
+    slower = profile(SITES[2], study, slow=15.0)
     chosen = assign(study, all_profiles(study, weak=slower), full_seconds())
     assert 1 <= chosen.common.steps_per_round < STEPS
     assert chosen.study.training.expected_batch == study.training.expected_batch
