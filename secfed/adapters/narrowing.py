@@ -56,8 +56,10 @@ def _narrow(first: nn.ModuleDict, second: nn.ModuleDict, rank: int) -> None:
         raise ModelError("only plain factors have another rank at a site")
     if not 1 <= rank <= a.out_features:
         raise ModelError(f"rank {rank} is not between 1 and {a.out_features}")
-    like = {"bias": False, "device": a.weight.device, "dtype": a.weight.dtype}
-    first[_ADAPTER] = nn.Linear(a.in_features, rank, **like)
-    second[_ADAPTER] = nn.Linear(rank, b.out_features, **like)
-    for layer in (first[_ADAPTER], second[_ADAPTER]):
-        layer.train(a.training)
+    device, dtype = a.weight.device, a.weight.dtype
+    for layers, sizes in (
+        (first, (a.in_features, rank)),
+        (second, (rank, b.out_features)),
+    ):
+        layer = nn.Linear(*sizes, bias=False, device=device, dtype=dtype)
+        layers[_ADAPTER] = layer.train(a.training)

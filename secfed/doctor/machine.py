@@ -118,7 +118,7 @@ def check_gpu() -> Finding:
     if gpu is None:
         return found("gpu", "none; the processor does the work")
     size = gpu.memory_bytes / _GIGABYTE
-    return found("gpu", f"{gpu.name}, {size:.0f} GB")
+    return found("gpu", f"{gpu.name}, {size:.0f} GB; studies train on the processor")
 
 
 def check_telemetry(environment: Mapping[str, str] | None = None) -> Finding:

@@ -323,7 +323,7 @@ def _too_weak(study: Study, known: Mapping[str, SiteProfile], deadline: float) -
             )
         elif least > deadline:
             said.append(
-                f"{site} needs {least / 60:.1f} minutes for the least that was "
+                f"{site} needs {least / 60:.2f} minutes for the least that was "
                 f"measured, with the margin of {TIME_MARGIN:g}"
             )
     listed = "; ".join(said) or (

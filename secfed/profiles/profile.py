@@ -39,8 +39,7 @@ class Timing(Table):
         overhead_seconds: Self-checks and set-up, once in a round.
         step_seconds: A step without records: noise and optimizer.
         record_seconds: One more record in a step.
-        peak_bytes: Most memory of the whole process (of the accelerator where there
-            is one).
+        peak_bytes: Most memory of the whole process, besides an accelerator's.
         steps: How many steps were timed.
     """
 
@@ -67,11 +66,11 @@ class SiteProfile(Table):
         format: Of this file.
         site: The site's name in the study.
         workload: What was trained, as ``workload_digest`` says.
-        memory_bytes: What the training process can have (of the accelerator where
-            there is one).
+        memory_bytes: What the training process can have, besides an accelerator's.
         cores: That the process may run on.
         threads: That PyTorch used.
-        gpu: Name of the accelerator; None where there is none.
+        gpu: Name of the accelerator; None where there is none. Studies train on the
+            processor, so no timing is of it.
         timings: One for each choice that was measured.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import small_study, study_values
+from small import EXAMPLE, small_study, study_values
 from typer.testing import CliRunner
 
 from secfed.cli import app
@@ -319,3 +319,32 @@ def test_assign_refuses_with_its_exit_code(files: tuple[str, list[str]]) -> None
     command = ["assign", study, *paths, "--minutes-per-round", "0.001"]
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == ProfileError.exit_code
+
+
+def test_plan_shows_a_round_as_it_was_measured(packages: None, tmp_path: Path) -> None:
+    import tomli_w  # noqa: PLC0415
+
+    study = study_of("ffa-lora")
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(study.canonical()))
+    policy = (EXAMPLE / "site.toml").read_text("utf-8")
+    (tmp_path / "site.toml").write_text(policy.replace("= 50", "= 10"))
+    command = ["plan", str(tmp_path / "study.toml")]
+    for own in (
+        profile(SITES[0], study),
+        profile(SITES[1], study, memory=GB // 10),
+        profile(SITES[2], study).model_copy(
+            update={"timings": (timing(length=LENGTH // 2),)}
+        ),
+    ):
+        path = tmp_path / f"{own.site}.json"
+        path.write_bytes(own.to_bytes())
+        command += ["--profile", str(path)]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    lines = shown.output.split("from the sites' profiles")[1].splitlines()
+    by_site = {line.split()[0]: line for line in lines if line.strip()}
+    assert f"{full_seconds() / 60:.2f}" in by_site[SITES[0]]
+    assert "512 tokens" in by_site[SITES[0]]
+    assert "does not fit its memory" in by_site[SITES[1]]
+    assert "not measured" in by_site[SITES[2]]
+    assert SITES[3] not in by_site
