@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo demo-deployment test test-deployment fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification clean
+.PHONY: help setup demo demo-deployment test test-deployment fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification bench-deployment clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -75,6 +75,9 @@ bench-aggregation: $(STAMP)  ## measure the coordinator's step after the sum; BE
 
 bench-amplification: $(STAMP)  ## measure the noise in the weights against closed forms; BENCH=--quick: a minute
 	$(BIN)/python -m benchmarks.amplification $(BENCH) --json runs/bench-amplification.json
+
+bench-deployment: $(STAMP)  ## measure a round over processes, beside Flower's SecAgg+; BENCH=--quick: fewer rounds
+	$(BIN)/python -m benchmarks.deployment $(BENCH) --json runs/bench-deployment.json
 
 clean:           ## remove the virtual environment and caches, never runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

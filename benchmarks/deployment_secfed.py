@@ -1,0 +1,118 @@
+"""secfed's own rounds over processes: `secfed site run` at every site, and TLS.
+
+This process is the coordinator. Its post is timed from outside: from the last answer
+of training to the last site that has taken the next round's adapter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from benchmarks.deployment_path import Cost, Reading, Rounds
+from secfed.data.own import load_holdout
+from secfed.runtime.deployed import Deadlines
+from secfed.runtime.envelope import ORDERS, Post, Sealed
+from secfed.runtime.flower.coordinator import Listener, coordinate
+from secfed.runtime.progress import NoProgress
+from secfed.runtime.roster import Roster, read_roster
+from secfed.runtime.serve import serve_rounds
+from secfed.runtime.setup import prepare_data
+from secfed.signing import load_or_create
+
+# The example is a folder of files, not an installed package.
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "deployment"))
+
+from parties import Parties, set_up
+
+__all__ = ["BEFORE", "COORDINATOR", "PATH", "play_secfed"]
+
+BEFORE = ("advertise", "shares")
+COORDINATOR = "step and commit"
+PATH = ("masked-input", "confirm", "unmask", COORDINATOR, "adapter")
+RUN_ID = "0123456789abcdef"
+_DEADLINES = Deadlines(joining=3600.0, training=3600.0, phase=3600.0)
+
+
+class _TimedPost:
+    """A post that remembers when each exchange began and ended."""
+
+    def __init__(self, inner: Post) -> None:
+        self._inner = inner
+        self.exchanges: list[tuple[str, Reading, Reading]] = []
+
+    def exchange(
+        self, phase: str, orders: Mapping[str, Sealed], seconds: float
+    ) -> Iterator[tuple[str, Sealed]]:
+        """As ``Post.exchange``."""
+        began, answers = Reading.now(), 0
+        for site, sealed in self._inner.exchange(phase, orders, seconds):
+            answers += 1
+            yield site, sealed
+        if answers != len(orders):
+            raise RuntimeError(f"{answers} of {len(orders)} sites answered {phase}")
+        self.exchanges.append((phase, began, Reading.now()))
+
+    def rounds(self) -> Rounds:
+        """Each round's parts, with the adapter of the round after it."""
+        per = len(ORDERS)
+        whole = range(0, len(self.exchanges) - per, per)
+        return [_parts(self.exchanges[first : first + per + 1]) for first in whole]
+
+
+def _parts(exchanges: list[tuple[str, Reading, Reading]]) -> dict[str, Cost]:
+    """One round from its adapter to the next one's; each part ends a later moment."""
+    ends = {phase: end for phase, _, end in exchanges[:-1]}
+    _, next_begins, next_ends = exchanges[-1]
+    before = dict(zip(ORDERS[1:], ORDERS, strict=False))
+    parts = {p: ends[p].since(ends[before[p]]) for p in ORDERS[1:]}
+    parts[COORDINATOR] = next_begins.since(ends["unmask"])
+    parts["adapter"] = next_ends.since(next_begins)
+    return parts
+
+
+def play_secfed(
+    study_file: Path, policy_file: Path, folder: Path
+) -> tuple[Rounds, int]:
+    """The rounds of a study, and how many numbers each site sent.
+
+    The first round, in which every process does everything for the first time, and the
+    last, whose adapter is kept and not trained, are left out.
+
+    Raises:
+        RuntimeError: A site was missing in a phase.
+        SecfedError: The study did not end.
+    """
+    parties = set_up(folder, study_file, policy_file)
+    try:
+        post, parameters = _coordinate(parties)
+    finally:
+        parties.stop()
+    return post.rounds()[1:-1], parameters
+
+
+def _coordinate(parties: Parties) -> tuple[_TimedPost, int]:
+    home = parties.coordinator
+    path = home / "roster.json"
+    roster: Roster = read_roster(path.read_bytes(), path)
+    data = load_holdout(roster.study, home)
+    prepared = prepare_data(roster.study, home, data, None, NoProgress())
+    host, port = roster.address.split(":")
+    listener = Listener(
+        host, int(port), home / "keys" / "server.pem", home / "keys" / "server.key"
+    )
+    nodes = {name: request.node_key for name, request in roster.requests.items()}
+    key = load_or_create(home / "keys" / "coordinator.key")
+
+    found: list[tuple[_TimedPost, int]] = []
+
+    def run(post: Post) -> None:
+        for site in roster.study.sites:
+            parties.start_site(site)
+        timed, told, out = _TimedPost(post), NoProgress(), parties.run
+        arm = serve_rounds(roster, prepared, out, RUN_ID, key, timed, _DEADLINES, told)
+        found.append((timed, int(arm["trainable"])))
+
+    coordinate(listener, nodes, home / "flower", run)
+    return found[0]

@@ -1,0 +1,1 @@
+"""Flower's SecAgg+ as an app: the workflow and the mod that Flower brings."""
