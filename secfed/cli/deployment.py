@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from secfed.cli.output import SecfedGroup, print_json, remember_run, show, tell
+from secfed.cli.output import (
+    INTERRUPTED,
+    SecfedGroup,
+    print_json,
+    remember_run,
+    show,
+    tell,
+)
 from secfed.cli.progress import progress_for
 from secfed.errors import StudyError, VerificationError
 from secfed.signing import fingerprint, format_fingerprint, load_or_create
@@ -17,6 +26,7 @@ from secfed.signing import fingerprint, format_fingerprint, load_or_create
 if TYPE_CHECKING:
     from secfed.runtime.roster import Roster
     from secfed.runtime.served import ServeRecord
+    from secfed.runtime.site_worker import SiteWorker
 
 __all__ = ["join", "keys_app", "resume_serving", "serve", "site_app", "status", "stop"]
 
@@ -122,6 +132,30 @@ def roster(
     data = make_roster(key, load_study(study), address, certificate, read)
     out.write_bytes(data)
     _show_roster(out)
+
+
+@keys_app.command("revoke")
+def revoke_keys(
+    path: Annotated[Path, typer.Argument(metavar="ROSTER", help="It is rewritten.")],
+    sites: Annotated[list[str], typer.Argument(metavar="SITE...", help="Whose keys.")],
+    folder: Annotated[
+        Path, typer.Option("--keys", metavar="DIR", help="The coordinator's keys.")
+    ],
+) -> None:
+    """Trust the keys of some sites no longer; the study goes on without them.
+
+    Stop the coordinator, revoke, and `secfed resume` the run: a revoked site cannot
+    connect, is asked nothing, and its answers are not read. Give the new roster to
+    every site. New keys of the site need a new roster and a new run.
+
+    Example: secfed keys revoke roster.json north-general --keys keys
+    """
+    from secfed.runtime.directory import write_atomically  # noqa: PLC0415
+    from secfed.runtime.roster import revoke  # noqa: PLC0415
+
+    key = load_or_create(folder / _KEY_NAME)
+    write_atomically(path, revoke(key, path.read_bytes(), sites, path))
+    _show_roster(path)
 
 
 @keys_app.command("show")
@@ -248,7 +282,7 @@ def _serve(
     listener = Listener(
         record.host, record.port, keys / "server.pem", keys / "server.key"
     )
-    nodes = {name: request.node_key for name, request in roster.requests.items()}
+    nodes = roster.nodes
     with opened(run_dir), ending_on_sigterm(), progress_for() as shown:
         progress = StatusProgress(shown, run_dir)
         data = load_holdout(roster.study, base)
@@ -294,13 +328,31 @@ def run_site(
             ready = open_site(site, progress, _say, rehearsal=rehearsal)
         link = Connection(ready.roster.address, ready.authority, ready.keys.node_file)
         _say(f"ready; connecting to {ready.roster.address}")
-        work(
-            link,
-            ready.worker.answer,
-            ready.state / "flower",
-            lambda: ready.worker.finished,
-            _say,
-        )
+        try:
+            work(
+                link,
+                ready.worker.answer,
+                ready.state / "flower",
+                lambda: ready.worker.finished,
+                _say,
+            )
+        except KeyboardInterrupt:
+            _end_at_once(ready.worker, INTERRUPTED)
+            raise
+        _end_at_once(ready.worker, 0)
+
+
+def _end_at_once(worker: SiteWorker, code: int) -> None:
+    """End without waiting where local training still runs: nobody wants its result.
+
+    The interpreter would end that thread inside a matrix product, and abort. All that
+    must not be forgotten is on the disk already.
+    """
+    if not worker.training:
+        return
+    _say("ended while training; the round's budget stays spent")
+    sys.stdout.flush()
+    os._exit(code)
 
 
 @site_app.callback()
@@ -348,7 +400,8 @@ def _show_roster(path: Path) -> None:
     certificate = certificate_fingerprint(read.authority)
     show(f"authority:   {format_fingerprint(certificate)}")
     for name, request in sorted(read.requests.items()):
-        show(f"{name}: {format_fingerprint(request.fingerprint)}")
+        mark = " REVOKED" if name in read.revoked else ""
+        show(f"{name}: {format_fingerprint(request.fingerprint)}{mark}")
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

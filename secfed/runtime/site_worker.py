@@ -4,6 +4,11 @@ Secrets of a session are in memory only. What is durable is what must not be
 forgotten: the budget, its receipts, what the rule keeps at the site, and which
 session was begun. A process that starts in the middle of a session cannot go on with
 it; the site is a dropout of that round and takes part in the next.
+
+Training begins when the round's budget is reserved, and goes on beside the messages
+that bring keys and shares, which need no input (protocols/SPEC.md). The update is
+encoded when the coordinator asks for the end of training, after the shares, so that a
+site draws its randomness in the same order wherever it runs.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from secfed.errors import (
 )
 from secfed.policy import SitePolicy
 from secfed.privacy.noise import RandomStream
+from secfed.runtime.background import Background, Job
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.envelope import (
     ACCEPTED,
@@ -69,6 +75,7 @@ class _Session:
     site: SiteRound | None = None
     stream: RandomStream | None = None
     budget_head: str = ""
+    training: Job[Contribution] | None = None
     answered: dict[str, tuple[str, Sealed]] = field(default_factory=dict)
 
 
@@ -83,6 +90,7 @@ class SiteWorker:
         policy: Its own rules.
         state_dir: Its durable folder; nothing of it ever leaves.
         say: Told in one line what happens, for the site's own log.
+        background: Where training runs.
     """
 
     def __init__(
@@ -94,7 +102,9 @@ class SiteWorker:
         policy: SitePolicy,
         state_dir: Path,
         say: Callable[[str], None] = lambda _text: None,
+        background: Background | None = None,
     ) -> None:
+        self._background = background or Background()
         self._roster = roster
         self._identity = identity
         self._prepared = prepared
@@ -115,6 +125,11 @@ class SiteWorker:
         charge_teacher(self._budget, prepared.teacher, name)
         self._session: _Session | None = None
         self.finished = False
+
+    @property
+    def training(self) -> bool:
+        """Whether local training goes on, of this round or of one that was left."""
+        return self._background.busy
 
     def answer(self, phase: str, sealed: Sealed) -> Sealed:
         """Answer one order, or decline it in one word; nothing else leaves the site.
@@ -166,7 +181,9 @@ class SiteWorker:
         except (PolicyError, BudgetExceededError) as error:
             word = "budget" if isinstance(error, BudgetExceededError) else "policy"
             self._say(f"round {order.round}, {order.phase}: refused: {error}")
-        except (ProtocolError, SecfedError) as error:
+            if self._reserved(order):
+                word = "failed"
+        except (ProtocolError, SecfedError, OSError) as error:
             word = "failed"
             self._say(f"round {order.round}, {order.phase}: {error}")
         if word == "failed" or order.phase != "adapter":
@@ -175,6 +192,8 @@ class SiteWorker:
 
     def _leave(self) -> None:
         """Forget the session; its round is over for this site."""
+        if self._session is not None and self._session.training is not None:
+            self._session.training.drop()
         self._session = None
 
     # ---------------------------------------------------------------- phases
@@ -199,7 +218,7 @@ class SiteWorker:
         if order.phase == "shares":
             return session.site.share(body, session.stream)
         if order.phase == "training":
-            session.site.train(partial(self._train, session), session.stream)
+            session.site.train(partial(self._trained, session), session.stream)
             return b""
         return session.site.answer(order.phase, body)
 
@@ -219,6 +238,7 @@ class SiteWorker:
             raise RunDirectoryError(
                 f"round {order.round} was begun here before and is not repeated"
             )
+        self._leave()
         self._session = _Session(order.round, order.run_id, body, adapter)
         self._say(f"round {order.round}: adapter received")
         return b""
@@ -249,21 +269,29 @@ class SiteWorker:
         message = session.site.advertise(digest, session.stream)
         session.budget_head = self._head(session)
         self._say(f"round {session.round}: budget reserved, keys advertised")
+        train = partial(self._train, session.round, session.run_id, session.adapter)
+        session.training = self._background.start(train)
         return message
 
-    def _train(self, session: _Session, site: Site) -> Contribution:
-        before = ServerState(session.adapter, session.round - 1, {})
-        own = self._state_dir / "sites" / site.name / "kept" / session.run_id[:16]
-        kept = KeptTensors(own)
-        self._say(f"round {session.round}: training")
+    def _trained(self, session: _Session, _site: Site) -> Contribution:
+        """What the round's training gave; waits for it."""
+        if session.training is None:
+            raise RunDirectoryError("no training was begun in this round")
+        return session.training.result()
+
+    def _train(self, number: int, run_id: str, adapter: Adapter) -> Contribution:
+        """One round's local training; runs beside the messages."""
+        before = ServerState(adapter, number - 1, {})
+        own = self._state_dir / "sites" / self._site.name / "kept" / run_id[:16]
+        self._say(f"round {number}: training")
         return contribute(
             self._arm,
             self._prepared,
             self._strategy,
-            site,
+            self._site,
             before,
-            session.round,
-            kept,
+            number,
+            KeptTensors(own),
         )
 
     # ----------------------------------------------------------------- state
@@ -274,6 +302,20 @@ class SiteWorker:
             for held in self._budget.history()
             if held.run_id == session.run_id and held.round == session.round
         )
+
+    def _reserved(self, order: Order) -> bool:
+        """Whether the round may be charged here, though something went wrong then.
+
+        A coordinator takes a round that was declined by policy or budget as not spent.
+        A full disk may stop what comes after the reservation.
+        """
+        try:
+            return any(
+                held.run_id == order.run_id and held.round == order.round
+                for held in self._budget.history()
+            )
+        except SecfedError:
+            return True
 
     def _folder(self, order: Order | _Session) -> Path:
         return self._state_dir / "runs" / order.run_id.split("/")[0]

@@ -6,7 +6,7 @@ over a network: signed orders and answers, the sites' durable state, the loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from protocols.keys import SigningKey, generate_identity
 from secfed.errors import VerificationError
 from secfed.policy import SitePolicy
 from secfed.privacy.budget import Budget
+from secfed.runtime.background import Background, Job
 from secfed.runtime.deployed import Deadlines
 from secfed.runtime.envelope import Sealed
 from secfed.runtime.progress import NoProgress
@@ -46,6 +47,15 @@ def roster_of(study: Study) -> Roster:
     ]
     data = make_roster(KEY, study, "coordinator.example:8443", "no authority", requests)
     return read_roster(data, "roster")
+
+
+class AtOnce(Background):
+    """Every job ends before the next message: the sites here share one model."""
+
+    def start(self, work: Callable[[], Any]) -> Job[Any]:
+        job = super().start(work)
+        job.thread.join()
+        return job
 
 
 class LostError(Exception):
@@ -80,6 +90,7 @@ class Cast:
     notes: Notes = field(default_factory=Notes)
     orders: list[tuple[str, str, Sealed]] = field(default_factory=list)
     away: set[str] = field(default_factory=set)
+    background: Background = field(default_factory=AtOnce)
 
     def __post_init__(self) -> None:
         self.roster = roster_of(self.study)
@@ -96,6 +107,7 @@ class Cast:
                 self.policy,
                 self.folder / site,
                 self.notes.note,
+                self.background,
             )
 
     def exchange(

@@ -1,0 +1,87 @@
+"""Work that goes on beside the messages: one job at a time, in a thread of its own.
+
+A site trains while keys and shares travel. A job that has begun cannot be stopped, so
+the next one waits for it: two jobs would train the same model. The thread does not
+keep a process alive; who ends a process asks ``busy`` first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["Background", "Job"]
+
+T = TypeVar("T")
+
+
+class Job(Generic[T]):
+    """One piece of work; its result is kept until it is asked for or dropped."""
+
+    def __init__(self, work: Callable[[], T], after: threading.Thread | None) -> None:
+        self._work: Callable[[], T] | None = work
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._dropped = False
+        self.thread = threading.Thread(
+            target=self._run, args=(after,), name="training", daemon=True
+        )
+        self.thread.start()
+
+    def result(self) -> T:
+        """Wait for the end; what the work returned, once.
+
+        Raises:
+            RuntimeError: It was dropped, or asked for before.
+            BaseException: What the work raised.
+        """
+        self.thread.join()
+        if self._error is not None:
+            raise self._error
+        with self._lock:
+            found, self._result = self._result, None
+        if found is None:
+            raise RuntimeError("nobody keeps the result of this job")
+        return found
+
+    def drop(self) -> None:
+        """Nobody wants the result: do not begin, or forget it at the end."""
+        with self._lock:
+            self._dropped, self._result = True, None
+
+    def _run(self, after: threading.Thread | None) -> None:
+        if after is not None:
+            after.join()
+        work, self._work = self._work, None
+        if self._dropped or work is None:
+            return
+        try:
+            found = work()
+        except BaseException as error:  # noqa: BLE001 - raised where it is asked for
+            self._error = error
+            return
+        with self._lock:
+            self._result = None if self._dropped else found
+
+    def __repr__(self) -> str:
+        return "Job(<private>)"
+
+
+class Background:
+    """Starts jobs; each begins when the one before it has ended."""
+
+    def __init__(self) -> None:
+        self._last: threading.Thread | None = None
+
+    def start(self, work: Callable[[], T]) -> Job[T]:
+        """Begin this work as soon as the thread is free."""
+        job = Job(work, self._last)
+        self._last = job.thread
+        return job
+
+    @property
+    def busy(self) -> bool:
+        """Whether something runs or waits."""
+        return self._last is not None and self._last.is_alive()
