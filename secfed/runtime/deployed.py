@@ -8,7 +8,7 @@ same loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -74,7 +74,8 @@ class Deadlines:
 class RemoteSites:
     """Plays the rounds of an arm with sites on other machines.
 
-    ``prepared`` holds the public test set and no site's records.
+    ``prepared`` holds the public test set and no site's records. A revoked site is
+    asked nothing, whoever has its keys; sessions name it as one that stays away.
     """
 
     arm: Arm
@@ -85,6 +86,7 @@ class RemoteSites:
     post: Post
     deadlines: Deadlines
     progress: Progress
+    revoked: tuple[str, ...] = ()
 
     def play(self, before: ServerState, round_number: int) -> RoundResult:
         """One round, from the adapter that is sent to the opened sum.
@@ -109,7 +111,7 @@ class RemoteSites:
         # 1
         here = link.send_adapter(broadcast)
         if len(here) < terms.params.threshold:
-            away = ", ".join(sorted(identities.keys() - set(here)))
+            away = ", ".join(self._away(here))
             raise TooFewSitesError(
                 f"round {round_number}: {len(here)} of {len(identities)} sites answer, "
                 f"{terms.params.threshold} are needed (away: {away}). Nobody was asked "
@@ -135,6 +137,10 @@ class RemoteSites:
             bytes_up=coordinator.bytes_up,
             bytes_down=coordinator.bytes_down + len(broadcast) * len(here),
         )
+
+    def _away(self, here: Collection[str]) -> list[str]:
+        missing = sorted(self.accounts.identities.keys() - set(here))
+        return [f"{s} (revoked)" if s in self.revoked else s for s in missing]
 
     def scores(self, after: ServerState) -> dict[str, Any]:
         """Of the global adapter on the public test set."""
@@ -168,7 +174,8 @@ class _Away:
     def send_adapter(self, broadcast: bytes) -> tuple[str, ...]:
         """Offer the adapter to every site of the roster; returns who took it."""
         self.sites.progress.phase("send the adapter")
-        orders = dict.fromkeys(self.sites.accounts.identities, broadcast)
+        trusted = set(self.sites.accounts.identities) - set(self.sites.revoked)
+        orders = dict.fromkeys(sorted(trusted), broadcast)
         return tuple(sorted(site for site, _ in self._ask("adapter", orders)))
 
     def collect(

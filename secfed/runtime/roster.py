@@ -11,6 +11,7 @@ be: operators compare the fingerprints of the sites, too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "make_roster",
     "read_request",
     "read_roster",
+    "revoke",
 ]
 
 _REQUEST_FIELDS = {"format", "site", "identity", "node_key", "signature"}
@@ -47,6 +49,7 @@ _ROSTER_FIELDS = {
     "requests",
     "signature",
 }
+_REVOKED = "revoked"  # Absent where nobody's keys are revoked.
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Roster:
         authority: Certificate (PEM) of the authority that signed its server.
         coordinator_key: The coordinator's public signing key.
         requests: Every site's request, by name.
+        revoked: Sites whose keys are no longer trusted. They stay in ``requests``:
+            the sessions of the study name all its sites, present or not.
     """
 
     study: Study
@@ -81,11 +86,21 @@ class Roster:
     authority: str
     coordinator_key: bytes
     requests: Mapping[str, KeyRequest]
+    revoked: tuple[str, ...] = ()
 
     @property
     def identities(self) -> dict[str, bytes]:
         """Every site's public identity key."""
         return {name: request.identity for name, request in self.requests.items()}
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """The node key of every site that may connect."""
+        return {
+            name: request.node_key
+            for name, request in self.requests.items()
+            if name not in self.revoked
+        }
 
 
 def make_request(identity: SigningKey, site: str, node_key: str) -> bytes:
@@ -142,6 +157,32 @@ def make_roster(
         "coordinator_key": key.public_bytes.hex(),
         "requests": {request.site: request.data.decode() for request in requests},
     }
+    return _signed(key, fields)
+
+
+def revoke(
+    key: CoordinatorKey, data: bytes, sites: Sequence[str], where: str | Path
+) -> bytes:
+    """The same roster without trust in some sites' keys; nothing else changes.
+
+    A key that is lost, stolen or replaced is revoked. The study goes on without the
+    site; new keys of it need a new roster and a new run, because sessions name them.
+
+    Raises:
+        VerificationError: The roster is not this coordinator's, or has no such site.
+    """
+    held = read_roster(data, where)
+    if held.coordinator_key != key.public_bytes:
+        raise VerificationError(f"{where}: signed by another coordinator's key")
+    unknown = sorted(set(sites) - held.requests.keys())
+    if unknown:
+        raise VerificationError(f"{where}: no site {', '.join(unknown)} in it")
+    fields = parse_canonical(data.removesuffix(b"\n"))
+    del fields["signature"]
+    return _signed(key, fields | {_REVOKED: sorted({*held.revoked, *sites})})
+
+
+def _signed(key: CoordinatorKey, fields: dict[str, Any]) -> bytes:
     signature = key.sign(ROSTER, canonical_json(fields))
     return canonical_json(fields | {"signature": signature.hex()}) + b"\n"
 
@@ -155,7 +196,7 @@ def read_roster(data: bytes, where: str | Path) -> Roster:
         VerificationError: Something is malformed or wrongly signed.
         StudyError: The study in it is not valid.
     """
-    fields = _parsed(data, _ROSTER_FIELDS, where)
+    fields = _parsed(data, _ROSTER_FIELDS, where, {_REVOKED})
     coordinator = _hex(fields, "coordinator_key", where)
     _verify(coordinator, ROSTER, fields, where)
     if not isinstance(fields["study"], dict) or not isinstance(
@@ -171,15 +212,43 @@ def read_roster(data: bytes, where: str | Path) -> Roster:
         request.site != name for name, request in requests.items()
     ):
         raise VerificationError(f"{where}: not one request of each site of the study")
-    return Roster(study, fields["address"], fields["authority"], coordinator, requests)
+    revoked = _revoked(fields, study, where)
+    return Roster(
+        study, fields["address"], fields["authority"], coordinator, requests, revoked
+    )
 
 
-def _parsed(data: bytes, expected: set[str], where: str | Path) -> dict[str, Any]:
+def _revoked(
+    fields: Mapping[str, Any], study: Study, where: str | Path
+) -> tuple[str, ...]:
+    """Sites of the study, sorted and each once; the field is absent or not empty."""
+    found = fields.get(_REVOKED)
+    if found is None:
+        return ()
+    if (
+        not isinstance(found, list)
+        or not found
+        or not set(study.sites).issuperset(
+            name if isinstance(name, str) else "" for name in found
+        )
+    ):
+        raise VerificationError(f"{where}: 'revoked' does not list sites of the study")
+    if found != sorted(set(found)):
+        raise VerificationError(f"{where}: 'revoked' is not sorted")
+    return tuple(found)
+
+
+def _parsed(
+    data: bytes,
+    expected: set[str],
+    where: str | Path,
+    optional: AbstractSet[str] = frozenset(),
+) -> dict[str, Any]:
     try:
         fields = parse_canonical(data.removesuffix(b"\n"))
     except ValueError as error:
         raise VerificationError(f"{where}: {error}") from error
-    if not isinstance(fields, dict) or fields.keys() != expected:
+    if not isinstance(fields, dict) or fields.keys() - optional != expected:
         raise VerificationError(f"{where}: the fields are not those expected")
     if fields["format"] != 1:
         raise VerificationError(f"{where}: unknown format; this version reads 1")

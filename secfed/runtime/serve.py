@@ -111,11 +111,19 @@ def serve_rounds(
     )
     with ArmRecord(arm, prepared, run_dir, charged, accounts, key) as record:
         sites = RemoteSites(
-            arm, prepared, accounts, key, charged, post, deadlines, progress
+            arm,
+            prepared,
+            accounts,
+            key,
+            charged,
+            post,
+            deadlines,
+            progress,
+            roster.revoked,
         )
         result = run_rounds(record, prepared, strategy, sites, run_dir, progress)
     last = max((run_dir / "adapters").glob("round-*.safetensors"))
-    missing = set(roster.identities) - set(sites.send_final(last.read_bytes()))
+    missing = set(roster.nodes) - set(sites.send_final(last.read_bytes()))
     if missing:
         progress.note(f"without the final adapter: {', '.join(sorted(missing))}")
     return result

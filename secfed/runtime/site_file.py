@@ -111,6 +111,11 @@ def pinned_roster(site: SiteFile, folder: Path, keys: SiteKeys) -> Roster:
         raise VerificationError(
             f"{path}: does not hold the request of {site.site!r} with these keys"
         )
+    if site.site in roster.revoked:
+        raise VerificationError(
+            f"{path}: the keys of {site.site!r} are revoked; make new ones with "
+            "`secfed keys new` in another folder and send a new request"
+        )
     return roster
 
 
