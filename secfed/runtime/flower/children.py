@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -35,6 +36,7 @@ SWITCHES: Final = {
 """Without these Flower asks the network for things when it starts."""
 
 _TERM_SECONDS: Final = 10.0
+_GOODBYE_SECONDS: Final = 5.0
 
 
 class Child:
@@ -80,13 +82,21 @@ def _environment(home: Path) -> Mapping[str, str]:
     }
 
 
-def end_with_parent() -> None:
-    """In a child: end when the parent does, however it ends (also by kill -9)."""
+def end_with_parent(*, politely: bool = False) -> None:
+    """In a child: end when the parent does, however it ends (also by kill -9).
+
+    Args:
+        politely: Ask this process by a signal first, so that it says goodbye to whom
+            it is connected to.
+    """
     parent = int(os.environ[PARENT])
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
+        if politely:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_GOODBYE_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -8,6 +8,7 @@ people's to see.
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,13 +24,14 @@ from flwr.proto.control_pb2 import (
     ListNodesRequest,
     RegisterNodeRequest,
     StartRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
 )
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import NodeStatus, TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import (
@@ -91,6 +93,8 @@ def coordinate(
         RunDirectoryError: Flower does not start.
         SecfedError: As ``run``.
     """
+    # Flower tells on the terminal, at level DEBUG, that its grid was closed.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     token = secrets.token_hex(32)
     with _superlink(listener, folder, token) as address:
         _register(address, token, nodes)
@@ -146,11 +150,18 @@ class _Token:
 
 
 def _register(address: str, token: str, nodes: Mapping[str, str]) -> None:
-    """Admit the nodes of the roster, and them only."""
+    """Admit the nodes of the roster, and them only; a resumed run may know others."""
     client = _control(address, token)
     try:
         held = client.ListNodes(ListNodesRequest()).nodes_info
-        known = {public_der(node.public_key) for node in held}
+        known = {
+            public_der(node.public_key): node.node_id
+            for node in held
+            if node.status != NodeStatus.UNREGISTERED
+        }
+        wanted = {public_der(pem): site for site, pem in nodes.items()}
+        for key in known.keys() - wanted.keys():
+            client.UnregisterNode(UnregisterNodeRequest(node_id=known[key]))
         for site, pem in nodes.items():
             if public_der(pem) not in known:
                 request = RegisterNodeRequest(public_key=pem.encode(), name=site)

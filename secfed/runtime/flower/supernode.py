@@ -29,8 +29,12 @@ def _sleep(seconds: float) -> None:
 
 
 def main() -> None:
-    """Run until a signal comes or the parent ends."""
-    end_with_parent()
+    """Run until a signal comes or the parent ends.
+
+    Where the site's own process was killed, the node is signed off at once: the
+    coordinator does not wait for it, and it may come back at once.
+    """
+    end_with_parent(politely=True)
     # Flower has no settings for these; both names are those of that one module.
     vars(start_client_internal).update(
         time=SimpleNamespace(sleep=_sleep),
