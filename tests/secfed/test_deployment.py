@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import toml_of
 from parties import Parties, set_up
 from small import EXAMPLE, study_values
 
@@ -26,23 +27,6 @@ OPTIONS = (
     *("--rehearsal", "--joining", "400"),
     *("--training", "300", "--phase", "100"),
 )
-
-
-def toml_of(values: dict[str, Any]) -> str:
-    """Nested tables as TOML; enough for a study."""
-    lines: list[str] = []
-
-    def write(table: dict[str, Any], path: tuple[str, ...]) -> None:
-        plain = {k: v for k, v in table.items() if not isinstance(v, dict)}
-        if path:
-            lines.append("[" + ".".join(json.dumps(p) for p in path) + "]")
-        lines.extend(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in plain.items())
-        for key, inner in table.items():
-            if isinstance(inner, dict):
-                write(inner, (*path, key))
-
-    write(values, ())
-    return "\n".join(lines) + "\n"
 
 
 @pytest.fixture
