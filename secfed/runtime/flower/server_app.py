@@ -8,7 +8,8 @@ as soon as a node is known to be away.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from cryptography.hazmat.primitives.serialization import (
@@ -61,11 +62,21 @@ def public_der(pem: str | bytes) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+@dataclass(frozen=True)
+class _Node:
+    """A connection of a node: its process changes, and with it ``since``."""
+
+    node_id: int
+    since: str
+
+
 class FlowerPost:
     """Carries orders over a grid to the nodes whose keys are pinned.
 
     At the first exchange sites that are not connected yet are waited for; later one
-    that is away is not.
+    that is away is not. A node that connected anew in the meantime gets its order once
+    more: the process before may have taken it with it. To the same process the same
+    order brings the same bytes, and another declines at once.
     """
 
     def __init__(self, grid: Grid, nodes: Mapping[str, str]) -> None:
@@ -79,28 +90,34 @@ class FlowerPost:
         """As ``Post.exchange``."""
         end = time.monotonic() + seconds
         waits, self._first = self._first, False
-        unsent, pending = dict(orders), dict[str, str]()
+        unsent, pending = dict(orders), dict[str, tuple[str, _Node]]()
         asked_nodes = -_NODES_SECONDS
         while time.monotonic() < end:
             if time.monotonic() - asked_nodes >= _NODES_SECONDS:
                 asked_nodes = time.monotonic()
                 online = self._online()
+                anew = _connected_anew(pending, online)
+                unsent |= {site: orders[site] for site in anew}
+                pending = {
+                    message_id: (site, node)
+                    for message_id, (site, node) in pending.items()
+                    if online.get(site) == node
+                }
                 pending |= self._send(phase, unsent, online, end)
                 unsent = {s: o for s, o in unsent.items() if s not in online}
-                pending = {i: s for i, s in pending.items() if s in online}
             if not pending and not (waits and unsent):
                 return
             for message_id, sealed in self._look(pending):
-                site = pending.pop(message_id)
+                site, _ = pending.pop(message_id)
                 if sealed is not None:
                     yield site, sealed
             if pending or unsent:
                 time.sleep(_LOOK_SECONDS)
 
-    def _online(self) -> dict[str, int]:
+    def _online(self) -> dict[str, _Node]:
         """The node of every site of the roster that is connected now."""
         return {
-            self._sites[key]: int(node.node_id)
+            self._sites[key]: _Node(int(node.node_id), str(node.last_activated_at))
             for node in self._grid.get_nodes()
             if node.status == _ONLINE
             and (key := public_der(node.public_key)) in self._sites
@@ -110,9 +127,9 @@ class FlowerPost:
         self,
         phase: str,
         orders: Mapping[str, Sealed],
-        online: Mapping[str, int],
+        online: Mapping[str, _Node],
         end: float,
-    ) -> dict[str, str]:
+    ) -> dict[str, tuple[str, _Node]]:
         """Push the orders of connected sites; message ids, and whose they are."""
         sites = [site for site in orders if site in online]
         if not sites:
@@ -120,7 +137,7 @@ class FlowerPost:
         messages = [
             Message(
                 to_record(orders[site]),
-                online[site],
+                online[site].node_id,
                 type_of(phase),
                 ttl=max(1.0, end - time.monotonic()),
             )
@@ -128,12 +145,12 @@ class FlowerPost:
         ]
         ids: Sequence[str | None] = list(self._grid.push_messages(messages))
         return {
-            message_id: site
+            message_id: (site, online[site])
             for message_id, site in zip(ids, sites, strict=True)
             if message_id
         }
 
-    def _look(self, pending: Mapping[str, str]) -> list[tuple[str, Sealed | None]]:
+    def _look(self, pending: Collection[str]) -> list[tuple[str, Sealed | None]]:
         """Answers that are here; None for one that is an error or not a message."""
         if not pending:
             return []
@@ -143,6 +160,17 @@ class FlowerPost:
             if message_id in pending and message_id not in dict(found):
                 found.append((message_id, _sealed(message)))
         return found
+
+
+def _connected_anew(
+    pending: Mapping[str, tuple[str, _Node]], online: Mapping[str, _Node]
+) -> set[str]:
+    """Sites that are connected, but not as they were when they were asked."""
+    return {
+        site
+        for site, node in pending.values()
+        if site in online and online[site] != node
+    }
 
 
 def _sealed(message: Message) -> Sealed | None:
