@@ -107,7 +107,7 @@ class RemoteSites:
             self.arm.name,
         )
         broadcast = broadcast_of(before.adapter)
-        link = _Away(self, round_number)
+        link = _Away(self, round_number, terms.params.threshold)
         # 1
         here = link.send_adapter(broadcast)
         if len(here) < terms.params.threshold:
@@ -160,7 +160,7 @@ class RemoteSites:
     def send_final(self, adapter: bytes) -> tuple[str, ...]:
         """Give every site the adapter of the last round; returns who has it."""
         rounds = self.arm.study.training.rounds
-        return _Away(self, rounds + 1).send_adapter(adapter)
+        return _Away(self, rounds + 1, 0).send_adapter(adapter)
 
 
 @dataclass
@@ -169,6 +169,7 @@ class _Away:
 
     sites: RemoteSites
     round: int
+    threshold: int
     refusals: list[SecfedError] = field(default_factory=list)
 
     def send_adapter(self, broadcast: bytes) -> tuple[str, ...]:
@@ -184,12 +185,18 @@ class _Away:
         messages: Mapping[str, bytes],
         receive: Callable[[str, bytes], None],
     ) -> None:
-        """Ask the named sites; they train before they are asked for masked input."""
+        """Ask the named sites; they train before they are asked for masked input.
+
+        Where too few have trained nobody is asked for it: no update leaves a site for
+        a sum that cannot be opened.
+        """
         asked = dict(messages)
         if phase == "masked-input":
             self.sites.progress.phase("local training")
             trained = dict(self._ask("training", dict.fromkeys(asked, b"")))
             asked = {site: body for site, body in asked.items() if site in trained}
+            if len(asked) < self.threshold:
+                return
         self.sites.progress.phase(PHASES[phase])
         for site, body in self._ask(phase, asked):
             receive(site, body)

@@ -145,10 +145,11 @@ def test_a_round_that_cannot_be_noted_is_not_begun(
 def test_a_disk_that_is_full_after_the_reservation_does_not_take_it_back(
     cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Budget.receipt
+    honest, failed = Budget.receipt, []
 
     def full(self: Budget, reservation: int) -> Any:
-        if self.site == D and reservation == 1:
+        if self.site == D and not failed:
+            failed.append(reservation)
             # As SQLite's "database or disk is full" comes out of a budget.
             raise site_worker.PolicyError("the budget's file cannot be read")
         return honest(self, reservation)
