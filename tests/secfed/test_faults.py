@@ -176,9 +176,8 @@ def test_a_coordinator_killed_in_each_phase_resumes_and_repeats_no_round(
     assert kinds == [InterruptedEntry] * len(PHASES) + [RoundEntry]
     for site in (A, B, C, D):
         assert run.code(site) == 0
-        assert (
-            run.charged(site)[1:] == [2, 3, 4, 5, 6, 7][-len(run.charged(site)) + 1 :]
-        )
+        # Round 1 ended while sites were asked to begin it.
+        assert [n for n in run.charged(site) if n > 1] == [2, 3, 4, 5, 6, 7]
 
 
 def test_a_truncated_answer_a_late_site_and_a_full_disk_cost_one_round_each(
