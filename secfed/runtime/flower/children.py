@@ -109,8 +109,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(child: Child, port: int, seconds: float = 120.0) -> None:
-    """Wait until a child listens.
+def wait_for_port(child: Child, port: int, seconds: float = 600.0) -> None:
+    """Wait until a child listens; on a busy machine Flower takes minutes to start.
 
     Raises:
         RunDirectoryError: It ended instead, or does not listen in time.
