@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from secfed.audit.rehearsal import Rehearsal
 from secfed.errors import TrainingError
 from secfed.privacy import accounting
 from secfed.privacy.noise import simulation_stream
+from secfed.types import Tensors
 from secfed.verify import verify_run
 
 __all__ = ["check_conformance"]
@@ -73,11 +74,12 @@ def check_conformance(
             ("D and D + record differ by at most C", lambda: _neighbours(probe)),
             ("nobody else's contribution changes", lambda: _others(probe)),
         ]
+    releases = cache(lambda: _noise_of_rounds(rehearsal))
     questions += [
         ("an empty batch is noised", lambda: _empty(probe)),
-        ("noise has the plan's law", lambda: _law(rehearsal)),
+        ("noise has the plan's law", lambda: _law(releases())),
         ("noise of steps is independent", lambda: _steps(probe)),
-        ("noise of sites and rounds is independent", lambda: _streams(rehearsal)),
+        ("noise of sites and rounds is independent", lambda: _streams(releases())),
         ("units are drawn with probability q", lambda: _inclusion(rehearsal)),
         ("steps done are steps paid", lambda: _paid(probe)),
         ("the accountant's replay", lambda: _replay(rehearsal, run)),
@@ -97,15 +99,15 @@ def _ask(findings: Findings, name: str, question: Callable[[], Answer]) -> None:
 
 def _slack(probe: Probe) -> float:
     """What float32 may add to a difference of two releases."""
-    size = float(np.linalg.norm(probe.sum_of([], [])))
-    start = float(np.linalg.norm(flat(probe.start.tensors)))
+    size = _norm(probe.nobody)
+    start = _norm(flat(probe.start.tensors))
     return _RELATIVE * probe.plan.clip_norm + _FLOAT32 * (size + start)
 
 
 def _contribution(probe: Probe) -> Answer:
     """Of ordinary, huge, reversed and overflowing records, each by itself."""
     norms = [
-        _norm(probe.added([row], [weight])) for row in (0, 1, 2) for weight in _WEIGHTS
+        _norm(probe.added([row], [weight])) for row in (0, 1) for weight in _WEIGHTS
     ]
     return _at_most_c(probe, norms, f"largest of {len(norms)} records")
 
@@ -178,8 +180,8 @@ def _empty(probe: Probe) -> Answer:
     )
 
 
-def _law(rehearsal: Rehearsal) -> Answer:
-    sample = np.concatenate(_noise_of_rounds(rehearsal))
+def _law(releases: Sequence[Numbers]) -> Answer:
+    sample = np.concatenate(releases)
     tests = {
         "kolmogorov_smirnov": ks_p(sample),
         "variance": variance_p(sample),
@@ -201,9 +203,8 @@ def _steps(probe: Probe) -> Answer:
     return p >= LEVEL, f"{_STEPS} steps, least p of a pair {p:.2g}", {"p": p}
 
 
-def _streams(rehearsal: Rehearsal) -> Answer:
+def _streams(samples: Sequence[Numbers]) -> Answer:
     """All pairs of sites and rounds, with the streams that the pipeline gives them."""
-    samples = _noise_of_rounds(rehearsal)
     p = correlation_p(samples)
     text = f"{len(samples)} releases of sites and rounds, least p of a pair {p:.2g}"
     return p >= LEVEL, text, {"p": p}
@@ -220,9 +221,7 @@ def _noise_of_rounds(rehearsal: Rehearsal) -> list[Numbers]:
     return found
 
 
-def _standardised(
-    rehearsal: Rehearsal, site: str, change: dict[str, Any] | Any
-) -> Numbers:
+def _standardised(rehearsal: Rehearsal, site: str, change: Tensors) -> Numbers:
     plan = rehearsal.prepared.plans[site]
     parts = []
     for name, value in change.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -72,7 +73,12 @@ class Probe:
 
     def added(self, rows: Sequence[int], weights: Sequence[float]) -> Numbers:
         """What these records add to the noisy sum of nobody."""
-        return self.sum_of(rows, weights) - self.sum_of([], [])
+        return self.sum_of(rows, weights) - self.nobody
+
+    @cached_property
+    def nobody(self) -> Numbers:
+        """The noisy sum of nobody."""
+        return self.sum_of([], [])
 
     def sum_of(self, rows: Sequence[int], weights: Sequence[float]) -> Numbers:
         """The noisy sum over some records; the noise is always the same."""
