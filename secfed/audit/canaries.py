@@ -106,9 +106,7 @@ class CanaryRecords(PrivateRecords):
         return (*self.inner.batch(rows), torch.as_tensor(self.numbers[rows]))
 
 
-def with_canaries(
-    records: PrivateRecords, members: NDArray[np.bool_]
-) -> CanaryRecords:
+def with_canaries(records: PrivateRecords, members: NDArray[np.bool_]) -> CanaryRecords:
     """The records and the canaries that are in, each a unit of its own."""
     inside = np.flatnonzero(members)
     more = len(inside)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from dp_accounting.dp_event import DpEvent
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from secfed.privacy.distributions import compose, pld_epsilon, reference_interval
-from secfed.privacy.events import merge
+from secfed.privacy.events import DpEvent, merge
 
 __all__ = ["ClaimedCurve", "Curve", "GaussianCurve", "Rates", "claimed_curve"]
 

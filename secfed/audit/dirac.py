@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secfed.audit.canaries import CanaryLoss, Place, place_canaries, with_canaries
 from secfed.audit.curves import Curve, claimed_curve
 from secfed.audit.findings import Findings
 from secfed.audit.mechanism import RAW_NORM, drawn_members, power
+from secfed.audit.membership import points_on_curve
 from secfed.audit.one_run import lower_bounds
 from secfed.audit.refutation import ASSUMPTION, Refutation, Scores, refute
 from secfed.audit.rehearsal import Played, Rehearsal
@@ -68,26 +70,26 @@ def check_dirac(
         findings.add(
             "B",
             "Dirac canaries",
-            None,
             "the unit is the site: its whole update is one contribution, and no "
             "record has a gradient of its own that could be a canary",
+            passed=None,
         )
         return
     try:
         views = play_canaries(rehearsal, settings.canaries)
     except StudyError as error:
-        findings.add("B", "Dirac canaries", None, str(error))
+        findings.add("B", "Dirac canaries", str(error), passed=None)
         return
-    _tell_refutation(findings, refute(views.local, curve), settings)
+    _tell_refutation(findings, views.local, curve, settings)
     _tell_bounds(rehearsal, findings, views.local, curve, settings)
     if views.outside is not None:
         found = refute(views.outside, curve)
         findings.add(
             "B",
             "the same canaries in the opened mean",
-            found.p >= settings.level,
             f"{_rates(found)}; p = {found.p:.3g}. The other sites' noise hides more "
             "than the claim asks for",
+            passed=found.p >= settings.level,
             **_values(found),
         )
     _tell_power(rehearsal, findings, len(views.local), curve, settings)
@@ -122,7 +124,7 @@ def _scores(
     places: Sequence[Place],
     changes: Sequence[Tensors],
     count: int,
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+) -> NDArray[np.float64]:
     """Inner products of canaries and summed releases, in multiples of C."""
     plan = rehearsal.plan
     total = np.zeros(count)
@@ -137,7 +139,7 @@ def _scores(
 
 def _outside(
     rehearsal: Rehearsal, places: Sequence[Place], played: Played, count: int
-) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+) -> NDArray[np.float64] | None:
     if played.survivors < 2 or not rehearsal.strategy.linear:  # noqa: PLR2004
         return None
     scores = _scores(rehearsal, places, played.means, count)
@@ -145,17 +147,20 @@ def _outside(
 
 
 def _tell_refutation(
-    findings: Findings, found: Refutation, settings: DiracSettings
+    findings: Findings, scores: Scores, curve: Curve, settings: DiracSettings
 ) -> None:
+    found = refute(scores, curve)
     refuted = found.p < settings.level
+    points = points_on_curve(scores, curve)
     word = "refuted" if refuted else "not refuted"
     findings.add(
         "B",
         "Dirac canaries against the whole claimed curve",
-        not refuted,
         f"{_rates(found)}; p = {found.p:.3g}, {word} at level {settings.level:g}; "
-        f"{ASSUMPTION}",
+        f"{ASSUMPTION}. All canaries: {'; '.join(map(str, points))}",
+        passed=not refuted,
         assumption=ASSUMPTION,
+        points=[point.to_json() for point in points],
         **_values(found),
     )
 
@@ -177,10 +182,10 @@ def _tell_bounds(
     findings.add(
         "B",
         "lower bounds on epsilon, which need no independent scores",
-        passed,
         f"{guesses.correct} of {guesses.guessed} guesses right: epsilon >= "
         f"{bounds.steinke:.3g} (one run), >= {bounds.fdp:.3g} (one run, f-DP), "
         f"claimed {claimed:.4g}; the claimed curve by f-DP: p = {bounds.fdp_p:.3g}",
+        passed=passed,
         guessed=guesses.guessed,
         correct=guesses.correct,
         epsilon_one_run=bounds.steinke,
@@ -215,9 +220,10 @@ def _tell_power(
     findings.add(
         "B",
         "the power of this audit",
-        True,  # noqa: FBT003 - it is told, not judged
+        True,
         f"{canaries} canaries refute half the noise in {share:.0%} of "
         f"{settings.repetitions} simulated audits (the mechanism alone)",
+        passed=True,  # It is told, not judged.
         power=share,
         noise=_WEAKER,
         repetitions=settings.repetitions,

@@ -56,7 +56,7 @@ class Findings:
     done: list[Finding] = field(default_factory=list)
 
     def add(
-        self, part: Part, name: str, passed: bool | None, text: str, **values: Any
+        self, part: Part, name: str, text: str, *, passed: bool | None, **values: Any
     ) -> None:
         """Record a result; ``passed`` None says that it was not run."""
         verdict: Verdict = "not run" if passed is None else "ok"

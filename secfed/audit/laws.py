@@ -86,6 +86,8 @@ def inclusion_p(draws: NDArray[np.bool_], rate: float) -> float:
 
 def _correlated(one: Numbers, two: Numbers) -> float:
     """Two-sided p-value; under independence sqrt(n) r is close to normal."""
+    size = min(len(one), len(two))  # Some rules train other tensors in other rounds.
+    one, two = one[:size], two[:size]
     if one.std() == 0 or two.std() == 0:
         return 0.0  # A constant is no noise at all.
     r = float(np.corrcoef(one, two)[0, 1])

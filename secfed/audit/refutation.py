@@ -126,7 +126,7 @@ def clopper_pearson(hits: Rates, trials: Rates, level: float) -> tuple[Rates, Ra
     """
     k, n = np.asarray(hits, dtype=np.float64), np.asarray(trials, dtype=np.float64)
     lower = np.where(k > 0, beta.ppf(level, np.maximum(k, 1), n - k + 1), 0.0)
-    upper = np.where(k < n, beta.ppf(1 - level, k + 1, np.maximum(n - k, 1)), 1.0)
+    upper = np.where(k < n, beta.isf(level, k + 1, np.maximum(n - k, 1)), 1.0)
     return lower, upper
 
 

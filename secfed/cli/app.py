@@ -13,6 +13,7 @@ from secfed.cli import budgets, deployment, evidence, methods, planning, runs
 from secfed.cli.amplification import amplification
 from secfed.cli.assign import assign
 from secfed.cli.doctor import doctor
+from secfed.cli.audit import audit
 from secfed.cli.model import app as model_app
 from secfed.cli.output import SecfedGroup, tell
 
@@ -57,6 +58,7 @@ app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
 app.command("doctor")(doctor)
 app.command("assign")(assign)
+app.command("audit")(audit)
 app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(model_app, name="model")
