@@ -220,7 +220,6 @@ def _tell_power(
     findings.add(
         "B",
         "the power of this audit",
-        True,
         f"{canaries} canaries refute half the noise in {share:.0%} of "
         f"{settings.repetitions} simulated audits (the mechanism alone)",
         passed=True,  # It is told, not judged.

@@ -116,7 +116,9 @@ class Refutation:
     p: float
 
 
-def clopper_pearson(hits: Rates, trials: Rates, level: float) -> tuple[Rates, Rates]:
+def clopper_pearson(
+    hits: Rates | NDArray[np.int64], trials: Rates, level: float
+) -> tuple[Rates, Rates]:
     """One-sided lower and upper bounds of a rate, each wrong with probability level.
 
     Args:
@@ -171,8 +173,8 @@ def _best_threshold(scores: Scores, curve: Curve) -> float:
     candidates = np.unique(called[places])
     inside = np.sort(scores.values[scores.members])
     outside = np.sort(scores.values[~scores.members])
-    hits = len(inside) - np.searchsorted(inside, candidates)
-    false = len(outside) - np.searchsorted(outside, candidates)
+    hits = len(inside) - np.searchsorted(inside, candidates).astype(np.int64)
+    false = len(outside) - np.searchsorted(outside, candidates).astype(np.int64)
     full = np.ones(len(candidates))
     lower, _ = clopper_pearson(hits, full * len(inside), _CHOICE_LEVEL / 2)
     _, upper = clopper_pearson(false, full * len(outside), _CHOICE_LEVEL / 2)
