@@ -3,25 +3,10 @@
 Three parts. (A) ``conformance``: invented records through the functions that train,
 checked number by number. (B) ``dirac``: gradient canaries in a copy of the run, held
 against the whole claimed trade-off curve. (C) ``data_canaries``: records as canaries
-and membership inference on the copy's adapter.
+and membership inference on the copy's adapter. ``run`` puts them together.
 
 ``curves``, ``refutation``, ``one_run``, ``mechanism``, ``laws``, ``membership`` and
 ``findings`` are statistics and need no PyTorch. An audit runs on a simulation or at a
 site, on a copy of the pipeline (``rehearsal``), and never writes into a run. Not
 refuted is not private.
 """
-
-from secfed.audit.data_canaries import DataSettings
-from secfed.audit.dirac import DiracSettings
-from secfed.audit.findings import AuditReport, Finding
-from secfed.audit.run import AuditRequest, require_own_folder, run_audit
-
-__all__ = [
-    "AuditReport",
-    "AuditRequest",
-    "DataSettings",
-    "DiracSettings",
-    "Finding",
-    "require_own_folder",
-    "run_audit",
-]

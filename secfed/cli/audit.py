@@ -90,12 +90,9 @@ def audit(
         raise click.BadParameter("a level is between 0 and 1", param_hint="--level")
     if own and site is None:
         raise click.BadParameter("needs --site", param_hint="--own")
-    from secfed.audit import (  # noqa: PLC0415
-        AuditRequest,
-        DataSettings,
-        DiracSettings,
-        run_audit,
-    )
+    from secfed.audit.data_canaries import DataSettings  # noqa: PLC0415
+    from secfed.audit.dirac import DiracSettings  # noqa: PLC0415
+    from secfed.audit.run import AuditRequest, run_audit  # noqa: PLC0415
     from secfed.study import load_study  # noqa: PLC0415
 
     loaded = load_study(study)

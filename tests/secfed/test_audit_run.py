@@ -12,12 +12,11 @@ from causal import causal_policy, causal_study, make_model, write_texts
 from small import EXAMPLE, small_policy, small_study
 from typer.testing import CliRunner
 
-from secfed.audit import AuditRequest, DataSettings, DiracSettings, run_audit
-from secfed.audit.data_canaries import check_data, make_canaries
-from secfed.audit.dirac import claim_of
+from secfed.audit.data_canaries import DataSettings, check_data, make_canaries
+from secfed.audit.dirac import DiracSettings, claim_of
 from secfed.audit.findings import CAUTION, AuditReport, Findings
 from secfed.audit.rehearsal import Rehearsal, copy_of
-from secfed.audit.run import require_own_folder
+from secfed.audit.run import AuditRequest, require_own_folder, run_audit
 from secfed.cli import app
 from secfed.errors import RunDirectoryError
 from secfed.privacy.plan import PrivacyPlan
@@ -110,8 +109,10 @@ def request_of(folder: Path, *parts: str) -> AuditRequest:
 
 
 def test_a_whole_audit_writes_a_report_that_is_no_release(
-    packages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The model and the encoded texts are shared with other tests.
+    monkeypatch.setattr("secfed.audit.run._prepare", lambda *_: prepared)
     report = run_audit(request_of(tmp_path / "a", "A", "B"), NoProgress())
     assert not report.refuted
     written = json.loads((tmp_path / "a" / "audit.json").read_bytes())
@@ -151,7 +152,7 @@ def report(verdict_passes: bool) -> AuditReport:
 def test_the_command_tells_its_verdict_by_exit_code(
     passes: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("secfed.audit.run_audit", lambda *_: report(passes))
+    monkeypatch.setattr("secfed.audit.run.run_audit", lambda *_: report(passes))
     command = ["audit", str(EXAMPLE / "study.toml"), "--out", str(tmp_path / "o")]
     result = RUN.invoke(app, command)
     assert result.exit_code == code, result.output
