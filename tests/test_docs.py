@@ -21,6 +21,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/audit.md",
     "docs/pitfalls.md",
     "docs/tree.md",
     "docs/aggregation.md",

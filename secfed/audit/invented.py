@@ -7,7 +7,7 @@ real training functions as real records do, and cost no budget.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -93,8 +93,8 @@ class WeightedRecords(PrivateRecords):
     gradient, and one of weight infinity is poison.
     """
 
-    inner: PrivateRecords
-    weights: NDArray[np.float32]
+    inner: PrivateRecords = field(kw_only=True)
+    weights: NDArray[np.float32] = field(kw_only=True)
 
     @classmethod
     def of(cls, inner: PrivateRecords, weights: Sequence[float]) -> WeightedRecords:
@@ -104,8 +104,8 @@ class WeightedRecords(PrivateRecords):
             inner.labels,
             inner.units,
             inner.num_units,
-            inner,
-            np.asarray(weights, dtype=np.float32),
+            inner=inner,
+            weights=np.asarray(weights, dtype=np.float32),
         )
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:

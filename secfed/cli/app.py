@@ -12,8 +12,8 @@ import typer
 from secfed.cli import budgets, deployment, evidence, methods, planning, runs
 from secfed.cli.amplification import amplification
 from secfed.cli.assign import assign
-from secfed.cli.doctor import doctor
 from secfed.cli.audit import audit
+from secfed.cli.doctor import doctor
 from secfed.cli.model import app as model_app
 from secfed.cli.output import SecfedGroup, tell
 
