@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secfed.strategies.base import HEAD, Strategy
+from secfed.strategies.base import HEAD, SiteView, Strategy
 
 __all__ = ["HeadOnly"]
 
@@ -25,6 +25,9 @@ class HeadOnly(Strategy):
     reference: ClassVar[str] = "linear probe; Tramèr and Boneh, ICLR 2021"
     cost: ClassVar[str] = "n times the head"
     unequal_ranks: ClassVar[bool] = True
+
+    def rank_at(self, _site: SiteView, /) -> None:
+        """None: no factor is trained, so that a site's rank cuts nothing."""
 
     def trains(self, tensor: str, _round_number: int, /) -> bool:
         """The head, in every round."""

@@ -419,6 +419,16 @@ def test_unequal_ranks_are_refused_where_factors_are_averaged(prepared, tmp_path
         arm_of(prepared, study, tmp_path / "run", NoProgress())
 
 
+def test_the_head_alone_is_trained_at_any_rank(prepared, tmp_path):
+    study = study_of("head-only")
+    played = Played(prepared, study_of("head-only", ranks=unequal(study)), tmp_path)
+    result = played.play()
+    assert sorted(result.result.survivors) == sorted(study.sites)
+    for sent in played.sent.values():
+        assert all(name.startswith("head") for name in sent.payload)
+        assert any(value.any() for value in sent.payload.values())
+
+
 def test_a_comparison_refuses_them_before_its_first_arm(prepared):
     study = study_of("flexlora")
     study = study_of("flexlora", ranks=unequal(study))
