@@ -12,7 +12,6 @@ from torch import nn
 
 from secfed.study.sections import TrainingSection
 from secfed.training.optimizers import make_optimizer
-from secfed.training.ranks import cut_gradients
 from secfed.types import Adapter, Tensors
 
 __all__ = ["Replay"]
@@ -38,20 +37,17 @@ class Replay:
     def step(
         self,
         gradients: Sequence[torch.Tensor | None],
-        rank: int | None = None,
         settle: Callable[[Mapping[str, nn.Parameter]], None] = lambda _shadows: None,
     ) -> None:
         """One step with these gradients instead of the noisy ones.
 
         Args:
             gradients: In the order of the parameters; None where one rests.
-            rank: Of the site.
             settle: What the step does with noisy gradients, done with these.
         """
         for shadow, gradient in zip(self.shadows.values(), gradients, strict=True):
             shadow.grad = None if gradient is None else gradient.clone()
         settle(self.shadows)
-        cut_gradients(self.shadows, rank)
         self.optimizer.step()
 
     def change(self, adapter: Adapter) -> Tensors:

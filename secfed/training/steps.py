@@ -19,7 +19,6 @@ from secfed.training.local_steps import LocalSteps
 from secfed.training.losses import ClassificationLoss, RecordLoss
 from secfed.training.optimizers import make_optimizer
 from secfed.training.preflight import preflight
-from secfed.training.ranks import cut_gradients
 from secfed.training.records import PrivateRecords, micro_batches
 from secfed.training.replay import Replay
 from secfed.training.selftest import FrozenWeights, check_independence, check_moved
@@ -124,7 +123,6 @@ def train_privately(
     stream: RandomStream,
     *,
     loss: RecordLoss | None = None,
-    rank: int | None = None,
     local: LocalSteps | None = None,
     keep_noiseless: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -149,8 +147,6 @@ def train_privately(
         learning_rate: For the LoRA factors; the head has its own.
         stream: The site's cryptographic randomness for this round.
         loss: One number per record; unweighted cross-entropy by default.
-        rank: Of this site; both factors stay zero beyond it. None: that of the
-            tensors.
         local: Which tensors a step moves, and how noisy gradients are smoothed; None:
             all of them, as they are. Every trained tensor goes through the checks of
             2, so they hold for every step.
@@ -182,10 +178,9 @@ def train_privately(
             total.clear([name in moving for name in chosen])
             _sum_batch(gradients, loss, records, plan, stream, total)
             if replay is not None:
-                replay.step(total.clean(), rank, partial(local.settle, moving=moving))
+                replay.step(total.clean(), partial(local.settle, moving=moving))
             total.release(stream)
             local.settle(chosen, moving)
-            cut_gradients(chosen, rank)
             optimizer.step()
             moved |= moving
             # 4

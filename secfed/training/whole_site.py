@@ -22,7 +22,6 @@ from secfed.study.sections import TrainingSection
 from secfed.training.losses import ClassificationLoss, RecordLoss
 from secfed.training.optimizers import make_optimizer
 from secfed.training.plain import plain_batches, plain_step
-from secfed.training.ranks import cut_change
 from secfed.training.records import PrivateRecords
 from secfed.training.selftest import FrozenWeights
 from secfed.training.steps import LocalUpdate
@@ -43,7 +42,6 @@ def train_whole_site(
     stream: RandomStream,
     *,
     loss: RecordLoss | None = None,
-    rank: int | None = None,
     keep_noiseless: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LocalUpdate:
@@ -65,7 +63,6 @@ def train_whole_site(
         learning_rate: For the LoRA factors; the head has its own.
         stream: The site's cryptographic randomness for this round.
         loss: One number per record; unweighted cross-entropy by default.
-        rank: Of this site; both factors stay zero beyond it.
         keep_noiseless: Also return the change before noise (simulation only).
         progress: Called with (steps done, steps in all).
 
@@ -99,7 +96,7 @@ def train_whole_site(
         model.eval()
     clean = _clipped(change, plan)
     return LocalUpdate(
-        change=cut_change(_noised(clean, plan, stream), rank),
+        change=_noised(clean, plan, stream),
         noiseless=clean if keep_noiseless else None,
         steps=plan.steps_per_round,
     )

@@ -40,7 +40,7 @@ def plan_of(prepared: Prepared, site: str):
     return replace(plan, clip_norm=0.5, steps_per_round=3)
 
 
-def train(prepared: Prepared, start: Adapter, rank: int | None) -> LocalUpdate:
+def train(prepared: Prepared, start: Adapter) -> LocalUpdate:
     site = next(iter(prepared.records))
     settings = small_study(1, "fedavg").training
     return train_privately(
@@ -53,18 +53,17 @@ def train(prepared: Prepared, start: Adapter, rank: int | None) -> LocalUpdate:
         0.5,
         Silent(),
         loss=prepared.loss,
-        rank=rank,
         keep_noiseless=True,
     )
 
 
-def test_narrow_factors_give_the_update_of_wide_ones_that_are_cut(
+def test_narrow_factors_give_the_update_of_wide_ones_that_are_zero_beyond(
     prepared: Prepared, busy: Adapter
 ) -> None:
     start = cut_to_rank(busy, RANK)
-    wide = train(prepared, start, RANK)
+    wide = train(prepared, start)
     with narrowed(prepared.model, RANK):
-        small = train(prepared, narrow(start, RANK), None)
+        small = train(prepared, narrow(start, RANK))
     for name, value in small.change.items():
         if name.endswith((LORA_A, LORA_B)):
             assert RANK in value.shape
@@ -130,7 +129,7 @@ def test_no_choice_of_speed_alters_the_sum(prepared: Prepared, busy: Adapter) ->
         assert next(iter(tuned.records.values())).micro_batch_tokens == (
             own.micro_batch_tokens or 512
         )
-        found.append(train(tuned, busy, None).change)
+        found.append(train(tuned, busy).change)
     for other in found[1:]:
         for name, value in found[0].items():
             assert np.allclose(other[name], value, atol=1e-4 * np.abs(value).max())
