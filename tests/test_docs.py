@@ -42,6 +42,7 @@ DOCUMENTS = (
     "examples/compare_rules/README.md",
     "examples/lora_aggregation/README.md",
     "examples/lora_aggregation/same_rank/README.md",
+    "examples/lora_aggregation/which_factor/README.md",
     "examples/cola/README.md",
     "examples/mrpc_as_text/README.md",
     "examples/distillation/README.md",
