@@ -11,7 +11,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,8 @@ class CanaryRecords(PrivateRecords):
     A canary's own text is a single token of zeros, of which the loss is left out.
     """
 
-    inner: PrivateRecords = field(kw_only=True)
-    numbers: NDArray[np.int64] = field(kw_only=True)
+    inner: PrivateRecords
+    numbers: NDArray[np.int64]
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         """As of the records; at the end (n,) the canary's number, or -1."""

@@ -7,7 +7,7 @@ real training functions as real records do, and cost no budget.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -93,8 +93,8 @@ class WeightedRecords(PrivateRecords):
     gradient, and one of weight infinity is poison.
     """
 
-    inner: PrivateRecords = field(kw_only=True)
-    weights: NDArray[np.float32] = field(kw_only=True)
+    inner: PrivateRecords
+    weights: NDArray[np.float32]
 
     @classmethod
     def of(cls, inner: PrivateRecords, weights: Sequence[float]) -> WeightedRecords:

@@ -238,10 +238,10 @@ class _Bench:
         if self.study.is_prompted:
             asked = max(1, length - self.answer)
             answers = encode_answers(self.base, ids, [asked] * count, first)
-            return TokenRecords(answers, labels, units, count, tokens)
+            return TokenRecords(answers, labels, units, count, at_once=tokens)
         blocks = encode_blocks(self.base, ids, first)
         kind = TokenRecords if self.study.is_causal_lm else PrivateRecords
-        return kind(blocks, labels, units, count, tokens)
+        return kind(blocks, labels, units, count, at_once=tokens)
 
 
 def _halves(largest: int, least: int) -> tuple[int, ...]:

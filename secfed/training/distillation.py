@@ -8,7 +8,7 @@ a batch carries it like a label, and no record's gradient depends on another rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class DistilledRecords(PrivateRecords):
     They are as private as the texts.
     """
 
-    teacher: NDArray[np.float32] = field(kw_only=True)
+    teacher: NDArray[np.float32]
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         """Padded states, mask, labels, and the teacher's logits (n, classes)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class PrivateRecords:
     labels: NDArray[np.int64]
     units: NDArray[np.int64]
     num_units: int
-    at_once: int | None = None
+    at_once: int | None = field(default=None, kw_only=True)
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         """Padded states (n, longest, hidden), mask (n, longest) and labels (n,)."""

@@ -297,7 +297,6 @@ def test_a_study_from_its_file_to_the_release_that_plain_peft_loads(
         model.write(adapter.tensors)
         with torch.inference_mode():
             found.append(model(*features.batch(np.arange(COUNT))).numpy())
-    assert np.abs(found[0] - found[1]).max() > 1e-3
     ids = np.array(blocks())
     fresh = fresh_logits(
         tmp_path / "model",
@@ -309,6 +308,9 @@ def test_a_study_from_its_file_to_the_release_that_plain_peft_loads(
         quantisation,
     )
     np.testing.assert_allclose(fresh, found[1], atol=1e-4)
+    # How far noise moves so small a model varies; rounding is far below it.
+    rounding = np.abs(fresh - found[1]).max()
+    assert np.abs(found[0] - found[1]).max() > 10 * rounding
     # Control: the same adapter on the base as it was before rounding.
     plain = fresh_logits(
         tmp_path / "model",
@@ -318,7 +320,7 @@ def test_a_study_from_its_file_to_the_release_that_plain_peft_loads(
         np.ones_like(ids),
         tmp_path,
     )
-    assert np.abs(plain - found[1]).max() > 1e-3
+    assert np.abs(plain - found[1]).max() > 10 * rounding
 
 
 @pytest.mark.slow
