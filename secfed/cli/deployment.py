@@ -263,14 +263,11 @@ def _serve(
     from secfed.cli.runs import show_run  # noqa: PLC0415
     from secfed.data.own import load_holdout  # noqa: PLC0415
     from secfed.runtime.deployed import Deadlines  # noqa: PLC0415
+    from secfed.runtime.ending import ending_on_sigterm  # noqa: PLC0415
     from secfed.runtime.envelope import Post  # noqa: PLC0415
     from secfed.runtime.flower.coordinator import Listener, coordinate  # noqa: PLC0415
     from secfed.runtime.serve import check_deployable, serve_rounds  # noqa: PLC0415
-    from secfed.runtime.served import (  # noqa: PLC0415
-        StatusProgress,
-        ending_on_sigterm,
-        opened,
-    )
+    from secfed.runtime.served import StatusProgress, opened  # noqa: PLC0415
     from secfed.runtime.setup import prepare_data  # noqa: PLC0415
 
     remember_run(click.get_current_context(), run_dir)
@@ -319,8 +316,8 @@ def run_site(
 
     Example: secfed site run north.toml
     """
+    from secfed.runtime.ending import ending_on_sigterm  # noqa: PLC0415
     from secfed.runtime.flower.site import Connection, work  # noqa: PLC0415
-    from secfed.runtime.served import ending_on_sigterm  # noqa: PLC0415
     from secfed.runtime.site_file import open_site  # noqa: PLC0415
 
     with ending_on_sigterm():

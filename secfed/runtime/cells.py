@@ -20,6 +20,7 @@ from typing import IO, Final, Protocol
 import psutil
 
 import secfed
+from secfed.runtime.ending import ending_on_sigterm
 
 __all__ = ["CellEvents", "CellJob", "Limits", "NoEvents", "Outcome", "run_cells"]
 
@@ -203,6 +204,7 @@ class _Pool:
             entry.log.close()
 
 
+@ending_on_sigterm()
 def run_cells(
     jobs: Sequence[CellJob],
     limits: Limits,
@@ -223,7 +225,8 @@ def run_cells(
         How each cell ended, by name.
 
     Raises:
-        KeyboardInterrupt: As it came, after every process was interrupted too.
+        KeyboardInterrupt: As it came, or for SIGTERM, after every process was
+            interrupted too.
     """
     waiting, outcomes = deque(jobs), dict[str, Outcome]()
     pool = _Pool(limits, limits.memory)

@@ -12,7 +12,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ __all__ = [
     "ServeRecord",
     "StatusProgress",
     "create_served",
-    "ending_on_sigterm",
     "open_served",
     "opened",
     "status_of",
@@ -187,18 +186,3 @@ class StatusProgress:
     def _keep(self, **values: Any) -> None:
         self._told |= values | {"changed": int(time.time())}
         write_atomically(self._path, canonical_json(self._told) + b"\n")
-
-
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, so that children end, too."""
-
-    def interrupt(number: int, frame: object) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -125,7 +125,10 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_interrupts_every_cell_once_and_waits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_interrupt_every_cell_once_and_wait(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     code = (
         "import pathlib, sys, time\n"
         "folder = pathlib.Path(sys.argv[1])\n"
@@ -142,7 +145,7 @@ def test_ctrl_c_interrupts_every_cell_once_and_waits(tmp_path: Path) -> None:
     def press() -> None:
         while not (tmp_path / "a" / "ready").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     presser = threading.Thread(target=press)
     presser.start()
