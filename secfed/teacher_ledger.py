@@ -15,6 +15,8 @@ from typing import Final, Literal
 from secfed.canonical import parse_json, sha256_hex
 from secfed.entries import (
     Body,
+    EvaluationEntry,
+    EvaluationInterruptedEntry,
     InterruptedEntry,
     PlanEntry,
     ReleaseEntry,
@@ -46,7 +48,8 @@ class TeacherRun:
 
     Attributes:
         data: The ledger's bytes.
-        costs: What its sites spent.
+        costs: What its sites spent on its training; scores on held-back records
+            are charged where they were released, and teach nothing.
         release: The digests of the adapter's files.
     """
 
@@ -152,6 +155,9 @@ def _spent(
         for site, own in plan.sites.items()
     }
     for index, body in enumerate(rounds, start=2):
+        # Of records that no training saw: no weight of the teacher depends on them.
+        if isinstance(body, EvaluationEntry | EvaluationInterruptedEntry):
+            continue
         if not isinstance(body, RoundEntry | InterruptedEntry):
             raise LedgerError(index, "a round is expected here")
         if body.spent != {site: due.get(site) for site in body.participants}:

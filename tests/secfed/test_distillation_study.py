@@ -13,7 +13,13 @@ from encoders import pair_values
 from small import small_policy
 
 from secfed.canonical import canonical_json, file_sha256
-from secfed.entries import PlanEntry, TeacherCharge, TeacherCosts, parse_body
+from secfed.entries import (
+    EvaluationInterruptedEntry,
+    PlanEntry,
+    TeacherCharge,
+    TeacherCosts,
+    parse_body,
+)
 from secfed.errors import (
     BudgetExceededError,
     LedgerError,
@@ -21,6 +27,7 @@ from secfed.errors import (
     PolicyError,
     StudyError,
 )
+from secfed.ledger import Ledger
 from secfed.policy import check
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
@@ -154,6 +161,31 @@ def test_a_teachers_cost_is_every_round_that_its_ledger_records(tmp_path: Path) 
     assert isinstance(again, PlanEntry)
     assert again.teacher == costs
     assert "teacher" not in evidence.plan_entry().to_body()
+
+
+def test_scores_on_held_back_records_cost_the_teacher_nothing(tmp_path: Path) -> None:
+    run = teacher_run(tmp_path / "t")
+    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
+        entries = list(ledger.entries())
+    spent = {site: dict(entries[2].body["spent"][site]) for site in evidence.SITES}
+    scored = EvaluationInterruptedEntry(
+        round=3,
+        attempt=1,
+        participants=evidence.SITES,
+        spent=spent,
+        epsilon=dict.fromkeys(evidence.SITES, 1.0),
+        reason="too few sites agreed to evaluate",
+    )
+    (run / "ledger.jsonl").unlink()
+    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
+        for kind, body in [
+            *((entry.kind, entry.body) for entry in entries[:-1]),
+            (scored.kind, scored.to_body()),
+            (entries[-1].kind, entries[-1].body),
+        ]:
+            ledger.append(kind, body, evidence.TIME)
+    costs = read(run).costs
+    assert [charge.round for charge in costs.spent["south"]] == [1, 2, 3]
 
 
 def overspent(index: int, body: evidence.Body) -> evidence.Body:
