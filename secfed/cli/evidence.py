@@ -28,12 +28,20 @@ def report(
         typer.Option(metavar="FILE", help="Another place than RUN/report.html."),
     ] = None,
     *,
+    markdown: Annotated[
+        bool, typer.Option(help="Print the tables as Markdown; write nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a run again: one HTML file that needs nothing else.
 
     Example: secfed report runs/my-demo --out report.html
+
+    Example: secfed report runs/my-demo --markdown >> notes.md
     """
+    if markdown:
+        _print_markdown(run, out, as_json=as_json)
+        return
     from secfed.report import write_run_report  # noqa: PLC0415
 
     path = write_run_report(run, out)
@@ -41,6 +49,14 @@ def report(
         print_json({"report": str(path)})
     else:
         show(f"report: {path}")
+
+
+def _print_markdown(run: Path, out: Path | None, *, as_json: bool) -> None:
+    if out is not None or as_json:
+        raise click.UsageError("--markdown goes with neither --out nor --json")
+    from secfed.report.markdown import run_markdown  # noqa: PLC0415
+
+    typer.echo(run_markdown(run), nl=False)
 
 
 def verify(

@@ -295,6 +295,16 @@ def test_report_writes_the_page(tmp_path):
     assert out.read_text("utf-8").startswith("<!DOCTYPE html>")
 
 
+def test_report_prints_markdown_and_writes_nothing(tmp_path):
+    run = shutil.copytree(FIXTURE, tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    result = call("report", run, "--markdown")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("| arm |")
+    assert sorted(run.rglob("*")) == before
+    assert call("report", run, "--markdown", "--json").exit_code == 2
+
+
 def test_a_report_that_cannot_be_written_says_where(tmp_path):
     out = tmp_path / "missing" / "page.html"
     result = call("report", FIXTURE, "--out", out)

@@ -35,6 +35,7 @@ from secfed.report.grid_tables import (
     grid_terminal,
     score_table,
 )
+from secfed.report.markdown import run_markdown
 
 SEEDS = (0, 1, 2)
 
@@ -396,3 +397,13 @@ def test_more_series_than_colours_still_differ():
     looks = [look(index) for index in range(2 * len(SERIES))]
     assert len({(entry.colour, entry.marker) for entry in looks}) == len(looks)
     assert looks[: len(SERIES)] == list(SERIES)
+
+
+def test_markdown_has_a_line_for_every_cell_and_pair(run):
+    text, grid = run_markdown(run), read_grid(run)
+    lines = text.splitlines()
+    for cell in grid.cells:
+        assert any(line.startswith(f"| {cell.title} |") for line in lines)
+    for row in difference_table(grid).rows:
+        assert f"| {' | '.join(row)} |" in lines
+    assert text.endswith(conclude_grid(grid) + "\n")

@@ -24,9 +24,16 @@ from secfed.report.charts import comparison_charts
 from secfed.report.conclusion import paired_differences
 from secfed.report.drawing import spread_apart
 from secfed.report.html import render_report
+from secfed.report.markdown import run_markdown
 from secfed.report.plain import describe_protection
 from secfed.report.reading import read_run
-from secfed.report.tables import COLUMNS, csv_text, round_up, terminal_tables
+from secfed.report.tables import (
+    COLUMNS,
+    comparison_rows,
+    csv_text,
+    round_up,
+    terminal_tables,
+)
 
 FIXTURE = Path(__file__).parent / "fixtures" / "comparison"
 VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect"}
@@ -344,6 +351,20 @@ def test_names_from_the_run_are_text_and_never_markup(run):
     assert '<b x="y">' not in text
     assert "&lt;script&gt;" in text
     assert Page(text).stack == []
+
+
+def test_markdown_has_every_row_and_no_markup_of_others(run):
+    scores = value()
+    scores["arms"][0]["name"] = evil = "a|b <b>\\"
+    (run / "comparison.json").write_text(json.dumps(scores), "utf-8")
+    text = run_markdown(run)
+    comparison = read_run(run).comparison
+    first = text.split("\n\n")[0].splitlines()
+    assert len(first) == 2 + len(comparison_rows(comparison))
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 8 for line in first)
+    assert evil not in text
+    assert "a\\|b &lt;b&gt;\\\\" in text
+    assert text.endswith(conclude(comparison) + "\n")
 
 
 def test_dollar_signs_are_not_formulas(run):
