@@ -15,6 +15,7 @@ from typing import Any, Final
 from secfed.errors import (
     BudgetExceededError,
     PolicyError,
+    RoundAbortedError,
     SecfedError,
     TooFewSitesError,
     VerificationError,
@@ -29,21 +30,27 @@ from secfed.runtime.envelope import (
 )
 from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
+from secfed.runtime.receipts import evaluation_run
 from secfed.runtime.record import Arm
-from secfed.runtime.remote_accounts import RemoteAccounts
+from secfed.runtime.remote_accounts import RemoteAccounts, Task
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.scores import scores_of
 from secfed.runtime.sessions import (
+    EVALUATING,
     PHASES,
+    TRAINING,
+    RoundTerms,
     broadcast_of,
+    evaluation_terms,
     model_digest,
     sum_under_masks,
     terms_of,
 )
 from secfed.runtime.setup import Prepared
-from secfed.server import Coordinator
+from secfed.server import Coordinator, SecureSum
 from secfed.signing import CoordinatorKey
 from secfed.strategies.base import ServerState
+from secfed.types import Adapter
 
 __all__ = ["Deadlines", "RemoteSites"]
 
@@ -97,49 +104,74 @@ class RemoteSites:
             TooFewSitesError: Before anything was asked; the round can be tried again.
             RoundAbortedError: Too few sites were left; nothing was learned.
         """
-        identities = self.accounts.identities
         terms = terms_of(
             self.arm.study,
             self.accounts.plans,
-            identities,
+            self.accounts.identities,
             before.adapter,
             round_number,
             self.arm.name,
         )
-        broadcast = broadcast_of(before.adapter)
-        link = _Away(self, round_number, terms.params.threshold)
+        result, up, down = self._sum(Task(round_number), terms, before.adapter)
+        return RoundResult(result, {}, sums_equal=None, bytes_up=up, bytes_down=down)
+
+    def evaluate(self, after: ServerState, round_number: int) -> EvaluationResult:
+        """One evaluation, of the sites that evaluate; steps as of a round.
+
+        Orders and charges name a run of their own (``evaluation_run``).
+
+        Raises:
+            PolicyError, BudgetExceededError, RoundAbortedError: Too few sites were
+                left or came; an evaluation that fails stops nothing.
+        """
+        terms = evaluation_terms(
+            self.arm.study,
+            self.prepared.evaluations,
+            self.accounts.identities,
+            round_number,
+            self.arm.name,
+        )
+        task = Task(round_number, evaluation=True)
+        try:
+            result, up, down = self._sum(task, terms, after.adapter)
+        except TooFewSitesError as error:
+            raise RoundAbortedError("adapter", (), str(error)) from error
+        return EvaluationResult(result, sums_equal=None, bytes_up=up, bytes_down=down)
+
+    def _sum(
+        self, task: Task, terms: RoundTerms, adapter: Adapter
+    ) -> tuple[SecureSum, int, int]:
+        """One session's sum, and the bytes that went up and down for it."""
+        broadcast = broadcast_of(adapter)
+        names = [member.name for member in terms.params.roster]
+        link = _Away(self, task, terms.params.threshold)
         # 1
-        here = link.send_adapter(broadcast)
+        here = link.send_adapter(broadcast, names)
         if len(here) < terms.params.threshold:
-            away = ", ".join(self._away(here))
+            away = ", ".join(self._away(names, here))
             raise TooFewSitesError(
-                f"round {round_number}: {len(here)} of {len(identities)} sites answer, "
+                f"{task}: {len(here)} of {len(names)} sites answer, "
                 f"{terms.params.threshold} are needed (away: {away}). Nobody was asked "
                 "to spend anything; start again when more sites are reachable"
             )
         # 2
-        self.accounts.ask(round_number, here)
+        self.accounts.ask(task, here)
         # 3
         digest = model_digest(self.prepared.base.digest, broadcast)
         coordinator = Coordinator(terms.params, digest, terms.codec)
         result = sum_under_masks(coordinator, link, here)
         for sentence in result.suspected:
             self.progress.note(sentence)
-        charged = self.accounts.charges(round_number)
+        charged = self.accounts.charges_of(task)
         dropouts = {
             site: phase or (_LEFT_BEFORE_KEYS if site in charged else "")
             for site, phase in result.dropouts.items()
         }
-        return RoundResult(
-            result=replace(result, dropouts=dropouts),
-            updates={},
-            sums_equal=None,
-            bytes_up=coordinator.bytes_up,
-            bytes_down=coordinator.bytes_down + len(broadcast) * len(here),
-        )
+        down = coordinator.bytes_down + len(broadcast) * len(here)
+        return replace(result, dropouts=dropouts), coordinator.bytes_up, down
 
-    def _away(self, here: Collection[str]) -> list[str]:
-        missing = sorted(self.accounts.identities.keys() - set(here))
+    def _away(self, names: Collection[str], here: Collection[str]) -> list[str]:
+        missing = sorted(set(names) - set(here))
         return [f"{s} (revoked)" if s in self.revoked else s for s in missing]
 
     def scores(self, after: ServerState) -> dict[str, Any]:
@@ -153,29 +185,25 @@ class RemoteSites:
         del before, played, round_number
         return None
 
-    def evaluate(self, after: ServerState, round_number: int) -> EvaluationResult:
-        """Refused before a run begins (``serve.check_deployable``)."""
-        raise NotImplementedError("sites elsewhere are not asked to evaluate")
-
     def send_final(self, adapter: bytes) -> tuple[str, ...]:
         """Give every site the adapter of the last round; returns who has it."""
-        rounds = self.arm.study.training.rounds
-        return _Away(self, rounds + 1, 0).send_adapter(adapter)
+        last = Task(self.arm.study.training.rounds + 1)
+        return _Away(self, last, 0).send_adapter(adapter, self.accounts.identities)
 
 
 @dataclass
 class _Away:
-    """The link of one round whose sites are on other machines."""
+    """The link of one session whose sites are on other machines."""
 
     sites: RemoteSites
-    round: int
+    task: Task
     threshold: int
     refusals: list[SecfedError] = field(default_factory=list)
 
-    def send_adapter(self, broadcast: bytes) -> tuple[str, ...]:
-        """Offer the adapter to every site of the roster; returns who took it."""
+    def send_adapter(self, broadcast: bytes, names: Collection[str]) -> tuple[str, ...]:
+        """Offer the adapter to the named sites; returns who took it."""
         self.sites.progress.phase("send the adapter")
-        trusted = set(self.sites.accounts.identities) - set(self.sites.revoked)
+        trusted = set(names) - set(self.sites.revoked)
         orders = dict.fromkeys(sorted(trusted), broadcast)
         return tuple(sorted(site for site, _ in self._ask("adapter", orders)))
 
@@ -185,14 +213,14 @@ class _Away:
         messages: Mapping[str, bytes],
         receive: Callable[[str, bytes], None],
     ) -> None:
-        """Ask the named sites; they train before they are asked for masked input.
+        """Ask the named sites; they work before they are asked for masked input.
 
-        Where too few have trained nobody is asked for it: no update leaves a site for
-        a sum that cannot be opened.
+        Where too few have done their work nobody is asked for it: nothing leaves a
+        site for a sum that cannot be opened.
         """
         asked = dict(messages)
         if phase == "masked-input":
-            self.sites.progress.phase("local training")
+            self.sites.progress.phase(self._work)
             trained = dict(self._ask("training", dict.fromkeys(asked, b"")))
             asked = {site: body for site, body in asked.items() if site in trained}
             if len(asked) < self.threshold:
@@ -200,6 +228,10 @@ class _Away:
         self.sites.progress.phase(PHASES[phase])
         for site, body in self._ask(phase, asked):
             receive(site, body)
+
+    @property
+    def _work(self) -> str:
+        return EVALUATING if self.task.evaluation else TRAINING
 
     def _ask(
         self, phase: str, bodies: Mapping[str, bytes]
@@ -223,10 +255,11 @@ class _Away:
             self.sites.progress.note(f"{site} gave no answer to {phase} in time")
 
     def _order(self, phase: str, site: str, seconds: float) -> Order:
+        run_id = self.sites.run_id
         return Order(
             study=self.sites.arm.study.digest(),
-            run_id=self.sites.run_id,
-            round=self.round,
+            run_id=evaluation_run(run_id) if self.task.evaluation else run_id,
+            round=self.task.round,
             phase=phase,
             site=site,
             expires=int(time.time() + seconds) + 1,
@@ -254,14 +287,14 @@ class _Away:
                 if not answer.budget_head:
                     self.sites.progress.note(f"{site} names no reservation")
                     return False
-                accounts.reserved(self.round, site, answer.budget_head)
+                accounts.reserved(self.task, site, answer.budget_head)
             return True
         self.sites.progress.note(f"{site} declines {phase}: {answer.status}")
         refusal = self._refusal(answer)
         if refusal is not None:
             self.refusals.append(refusal)
             if phase == "advertise":
-                accounts.declined(self.round, site)
+                accounts.declined(self.task, site)
         return False
 
     def _refusal(self, answer: Answer) -> SecfedError | None:

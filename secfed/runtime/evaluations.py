@@ -20,6 +20,7 @@ from secfed.privacy.noise import RandomStream
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import Guard, LinkHere
 from secfed.runtime.sessions import (
+    EVALUATING,
     RoundTerms,
     broadcast_of,
     evaluation_terms,
@@ -39,13 +40,14 @@ Counting = Callable[[Site], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A finished evaluation as the simulator sees it.
+    """A finished evaluation.
 
-    ``sums_equal`` compares with the plain sum of what the sites noised.
+    ``sums_equal`` compares with the plain sum of what the sites noised; None where
+    nobody can know, because the sites are elsewhere.
     """
 
     result: SecureSum
-    sums_equal: bool
+    sums_equal: bool | None
     bytes_up: int
     bytes_down: int
 
@@ -137,7 +139,7 @@ def play_evaluation(
 class _Evaluating(LinkHere):
     """Every site counts; its counts and its noise stay with it."""
 
-    task: ClassVar[str] = "evaluation on held-back records"
+    task: ClassVar[str] = EVALUATING
     count: Counting
     noise: Mapping[str, RandomStream]
     plain: dict[str, NDArray[np.uint64]] = field(default_factory=dict)

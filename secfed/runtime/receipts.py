@@ -21,12 +21,14 @@ from secfed.runtime.directory import read_lines, write_atomically
 
 __all__ = [
     "evaluation_run",
+    "is_evaluation",
     "keep_receipt",
     "read_receipts",
     "receipts_of_run",
     "reconcile",
 ]
 
+_EVALUATION = "+evaluation"
 _LEDGERS = ("ledger.jsonl", "arms/*/ledger.jsonl")
 _ROUND_KINDS = ("round", "round-interrupted")
 _EVALUATION_KINDS = ("evaluation", "evaluation-interrupted")
@@ -37,7 +39,12 @@ def evaluation_run(run_id: str) -> str:
 
     A budget takes each round of a run once, and an evaluation is no round.
     """
-    return f"{run_id}+evaluation"
+    return f"{run_id}{_EVALUATION}"
+
+
+def is_evaluation(run_id: str) -> bool:
+    """Whether it is the name of a run's evaluations."""
+    return run_id.endswith(_EVALUATION)
 
 
 def keep_receipt(private_dir: Path, site: str, receipt: Receipt) -> None:

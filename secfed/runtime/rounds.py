@@ -20,6 +20,7 @@ from secfed.privacy.noise import RandomStream
 from secfed.runtime.progress import Progress
 from secfed.runtime.sessions import (
     PHASES,
+    TRAINING,
     broadcast_of,
     model_digest,
     sum_under_masks,
@@ -143,7 +144,7 @@ def play_alone(
     Raises:
         PolicyError, BudgetExceededError: A site refuses.
     """
-    progress.phase("local training")
+    progress.phase(TRAINING)
     updates = {}
     for done, (name, site) in enumerate(sites.items(), start=1):
         guards[name].before_training(site, study, round_number)
@@ -229,7 +230,7 @@ class LinkHere:
 class _Training(LinkHere):
     """A round: every site trains; updates and encodings stay with it."""
 
-    task: ClassVar[str] = "local training"
+    task: ClassVar[str] = TRAINING
     train: Callable[[Site], Contribution]
     updates: dict[str, LocalUpdate] = field(default_factory=dict)
     plain: dict[str, RingArray] = field(default_factory=dict)

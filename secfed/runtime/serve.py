@@ -47,13 +47,6 @@ def check_deployable(study: Study, *, rehearsal: bool) -> Strategy:
             "a seed that is known makes noise and masks known: NOT PRIVATE. Remove it; "
             "to rehearse with public text, give --rehearsal at every party",
         )
-    if study.evaluation is not None:
-        raise StudyError(
-            where,
-            "evaluation",
-            "sites on other machines cannot be asked to evaluate yet; leave the table "
-            "out and use the public hold-out, or rehearse with `secfed run`",
-        )
     strategy = check_maskable(strategy_of(study))
     check_ranks(strategy, study.adapter.ranks)
     if strategy.personal or strategy.needs == "nothing":
@@ -106,6 +99,7 @@ def serve_rounds(
     accounts = RemoteAccounts(
         run_dir / "private" / ASKED_NAME,
         prepared.plans,
+        prepared.evaluations,
         roster.identities,
         study.privacy.delta,
     )

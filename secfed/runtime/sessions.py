@@ -26,7 +26,9 @@ from secfed.study import Study
 from secfed.types import Adapter
 
 __all__ = [
+    "EVALUATING",
     "PHASES",
+    "TRAINING",
     "Link",
     "RoundTerms",
     "broadcast_of",
@@ -45,6 +47,9 @@ PHASES: Final = {
     "unmask": "unmask",
 }
 """The phases of ``secfed.server.Coordinator`` in order, and their names for people."""
+
+TRAINING: Final = "local training"
+EVALUATING: Final = "evaluation on held-back records"
 
 
 @dataclass(frozen=True)

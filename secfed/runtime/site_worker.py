@@ -21,11 +21,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protocols.errors import ProtocolError
 from protocols.keys import SigningKey
 from secfed.adapters import adapter_from_bytes
 from secfed.canonical import canonical_json
-from secfed.client import BudgetGuard, Contribution, Site, SiteRound
+from secfed.client import (
+    BudgetGuard,
+    Contribution,
+    EvaluationGuard,
+    Site,
+    SiteRound,
+)
 from secfed.errors import (
     BudgetExceededError,
     PolicyError,
@@ -45,11 +54,17 @@ from secfed.runtime.envelope import (
     Sealed,
     sign_answer,
 )
+from secfed.runtime.evaluations import count_of
 from secfed.runtime.kept import KeptTensors
-from secfed.runtime.receipts import keep_receipt, read_receipts
+from secfed.runtime.receipts import is_evaluation, keep_receipt, read_receipts
 from secfed.runtime.record import Arm
 from secfed.runtime.roster import Roster
-from secfed.runtime.sessions import model_digest, terms_of
+from secfed.runtime.sessions import (
+    RoundTerms,
+    evaluation_terms,
+    model_digest,
+    terms_of,
+)
 from secfed.runtime.setup import Prepared, open_budget, random_stream
 from secfed.runtime.site_training import contribute
 from secfed.runtime.teaching import charge_teacher
@@ -60,13 +75,13 @@ from secfed.types import Adapter
 __all__ = ["SiteWorker"]
 
 _CLOCKS_SECONDS = 60  # Clocks of two machines may differ by so much.
-_RUN_ID = re.compile(r"[0-9a-f]{16}/[a-z0-9-]{1,64}")
+_RUN_ID = re.compile(r"[0-9a-f]{16}/[a-z0-9-]{1,64}(\+evaluation)?")
 _FINAL_NAME = "final.safetensors"
 
 
 @dataclass
 class _Session:
-    """The round that is being answered; holds secrets and the unmasked update."""
+    """The round or evaluation that is being answered; holds secrets, unmasked."""
 
     round: int
     run_id: str
@@ -76,7 +91,17 @@ class _Session:
     stream: RandomStream | None = None
     budget_head: str = ""
     training: Job[Contribution] | None = None
+    counting: Job[NDArray[np.int64]] | None = None
     answered: dict[str, tuple[str, Sealed]] = field(default_factory=dict)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether held-back records are scored, and nothing is trained."""
+        return is_evaluation(self.run_id)
+
+    def serves(self, order: Order) -> bool:
+        """Whether an order is one of this session."""
+        return (self.round, self.run_id) == (order.round, order.run_id)
 
 
 class SiteWorker:
@@ -117,7 +142,13 @@ class SiteWorker:
         start = self._strategy.init(prepared.start, study.adapter.seed, base)
         self._like = start.adapter
         self._site = Site(
-            name, identity, prepared.records[name], prepared.plans[name], policy
+            name,
+            identity,
+            prepared.records[name],
+            prepared.plans[name],
+            policy,
+            prepared.held_back.get(name),
+            prepared.evaluations.get(name),
         )
         self._budget = open_budget(
             study, policy, state_dir, name, prepared.fingerprints[name]
@@ -144,13 +175,13 @@ class SiteWorker:
         """
         order = self._verified(phase, sealed)
         session = self._session
-        if session is not None and order.round == session.round:
+        if session is not None and session.serves(order):
             held = session.answered.get(phase)
             if held is not None and held[0] == sealed.digest:
                 return held[1]  # The same order again: the same bytes again.
         status, body = self._status_and_body(order, sealed.body)
         session = self._session
-        current = session is not None and session.round == order.round
+        current = session is not None and session.serves(order)
         head = session.budget_head if session is not None and current else ""
         answer = Answer(sealed.digest, self._site.name, status, head)
         result = sign_answer(self._identity, answer, body)
@@ -180,20 +211,22 @@ class SiteWorker:
             return ACCEPTED, self._run(order, body)
         except (PolicyError, BudgetExceededError) as error:
             word = "budget" if isinstance(error, BudgetExceededError) else "policy"
-            self._say(f"round {order.round}, {order.phase}: refused: {error}")
+            self._say(f"{_named(order)}, {order.phase}: refused: {error}")
             if self._reserved(order):
                 word = "failed"
         except (ProtocolError, SecfedError, OSError) as error:
             word = "failed"
-            self._say(f"round {order.round}, {order.phase}: {error}")
+            self._say(f"{_named(order)}, {order.phase}: {error}")
         if word == "failed" or order.phase != "adapter":
             self._leave()
         return word, b""
 
     def _leave(self) -> None:
         """Forget the session; its round is over for this site."""
-        if self._session is not None and self._session.training is not None:
-            self._session.training.drop()
+        if self._session is not None:
+            for job in (self._session.training, self._session.counting):
+                if job is not None:
+                    job.drop()
         self._session = None
 
     # ---------------------------------------------------------------- phases
@@ -202,10 +235,7 @@ class SiteWorker:
         if order.phase == "adapter":
             return self._take_adapter(order, body)
         session = self._session
-        if session is None or (session.round, session.run_id) != (
-            order.round,
-            order.run_id,
-        ):
+        if session is None or not session.serves(order):
             raise RunDirectoryError(
                 "this process did not begin that round, so the site is out of it"
             )
@@ -218,7 +248,7 @@ class SiteWorker:
         if order.phase == "shares":
             return session.site.share(body, session.stream)
         if order.phase == "training":
-            session.site.train(partial(self._trained, session), session.stream)
+            self._finish_work(session, session.site, session.stream)
             return b""
         return session.site.answer(order.phase, body)
 
@@ -226,52 +256,85 @@ class SiteWorker:
         """A new adapter begins a round; the one after the last round is kept."""
         adapter = adapter_from_bytes(body, self._like)
         rounds = self._roster.study.training.rounds
-        if order.round == rounds + 1:
+        if is_evaluation(order.run_id):
+            self._check_due(order)
+        elif order.round == rounds + 1:
             self._leave()
             write_atomically(self._folder(order) / _FINAL_NAME, body)
             self.finished = True
             self._say("the study is finished; the final adapter is kept")
             return b""
-        if not 1 <= order.round <= rounds:
+        elif not 1 <= order.round <= rounds:
             raise RunDirectoryError(f"the study has no round {order.round}")
         if order.round <= self._last_round(order):
             raise RunDirectoryError(
-                f"round {order.round} was begun here before and is not repeated"
+                f"{_named(order)} was begun here before and is not repeated"
             )
         self._leave()
         self._session = _Session(order.round, order.run_id, body, adapter)
-        self._say(f"round {order.round}: adapter received")
+        self._say(f"{_named(order)}: adapter received")
         return b""
+
+    def _check_due(self, order: Order) -> None:
+        """Refuse an evaluation that the approved study does not have."""
+        study = self._roster.study
+        due = study.evaluation.due(study.training.rounds) if study.evaluation else ()
+        if order.round not in due or self._site.evaluation is None:
+            raise RunDirectoryError(f"the study has no {_named(order)} of this site")
 
     def _advertise(self, session: _Session) -> bytes:
         """Single-use from here on: the round is noted before anything is reserved."""
-        study, prepared = self._roster.study, self._prepared
-        terms = terms_of(
-            study,
-            prepared.plans,
-            self._roster.identities,
-            session.adapter,
-            session.round,
-            self._arm.name,
-        )
+        terms = self._terms(session)
         self._note_round(session)
-        guard = BudgetGuard(
+        kind = EvaluationGuard if session.evaluates else BudgetGuard
+        guard = kind(
             self._budget,
             session.run_id,
             {r.head for r in read_receipts(self._state_dir, self._site.name)},
             partial(keep_receipt, self._state_dir, self._site.name),
         )
-        session.stream = random_stream(
-            study, self._arm.name, str(session.round), self._site.name, "protocol"
+        session.stream = self._stream(
+            session, "evaluation-protocol" if session.evaluates else "protocol"
         )
+        study = self._roster.study
         session.site = SiteRound(self._site, study, terms.params, terms.codec, guard)
-        digest = model_digest(prepared.base.digest, session.broadcast)
+        digest = model_digest(self._prepared.base.digest, session.broadcast)
         message = session.site.advertise(digest, session.stream)
         session.budget_head = self._head(session)
-        self._say(f"round {session.round}: budget reserved, keys advertised")
+        self._say(f"{_named(session)}: budget reserved, keys advertised")
+        self._begin_work(session)
+        return message
+
+    def _terms(self, session: _Session) -> RoundTerms:
+        """What both sides derive from the signed study, here for this site."""
+        study, prepared, arm = self._roster.study, self._prepared, self._arm.name
+        known, number = self._roster.identities, session.round
+        if session.evaluates:
+            return evaluation_terms(study, prepared.evaluations, known, number, arm)
+        return terms_of(study, prepared.plans, known, session.adapter, number, arm)
+
+    def _stream(self, session: _Session, purpose: str) -> RandomStream:
+        labels = (self._arm.name, str(session.round), self._site.name, purpose)
+        return random_stream(self._roster.study, *labels)
+
+    def _begin_work(self, session: _Session) -> None:
+        """Train, or count on held-back records, beside the messages."""
+        if session.evaluates:
+            count = count_of(self._prepared, session.adapter)
+            session.counting = self._background.start(partial(count, self._site))
+            return
         train = partial(self._train, session.round, session.run_id, session.adapter)
         session.training = self._background.start(train)
-        return message
+
+    def _finish_work(
+        self, session: _Session, site: SiteRound, stream: RandomStream
+    ) -> None:
+        """Wait for the work and encode it; nothing of it is in the answer."""
+        if session.counting is not None:
+            counted, noise = session.counting, self._stream(session, "evaluation-noise")
+            site.evaluate(lambda _site: counted.result(), stream, noise)
+            return
+        site.train(partial(self._trained, session), stream)
 
     def _trained(self, session: _Session, _site: Site) -> Contribution:
         """What the round's training gave; waits for it."""
@@ -317,11 +380,15 @@ class SiteWorker:
         except SecfedError:
             return True
 
+    def _session_file(self, order: Order | _Session) -> Path:
+        kind = "evaluation" if is_evaluation(order.run_id) else "session"
+        return self._folder(order) / f"{kind}.json"
+
     def _folder(self, order: Order | _Session) -> Path:
         return self._state_dir / "runs" / order.run_id.split("/")[0]
 
     def _last_round(self, order: Order) -> int:
-        path = self._folder(order) / "session.json"
+        path = self._session_file(order)
         if not path.exists():
             return 0
         try:
@@ -333,8 +400,13 @@ class SiteWorker:
 
     def _note_round(self, session: _Session) -> None:
         value = {"run_id": session.run_id, "round": session.round, "attempt": 1}
-        path = self._folder(session) / "session.json"
+        path = self._session_file(session)
         write_atomically(path, canonical_json(value) + b"\n")
 
     def __repr__(self) -> str:
         return f"SiteWorker({self._site.name!r}, <private>)"
+
+
+def _named(work: Order | _Session) -> str:
+    what = "evaluation after round" if is_evaluation(work.run_id) else "round"
+    return f"{what} {work.round}"

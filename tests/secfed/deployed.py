@@ -19,6 +19,7 @@ from secfed.runtime.background import Background, Job
 from secfed.runtime.deployed import Deadlines
 from secfed.runtime.envelope import Sealed
 from secfed.runtime.progress import NoProgress
+from secfed.runtime.receipts import is_evaluation
 from secfed.runtime.roster import (
     Roster,
     make_request,
@@ -78,7 +79,8 @@ class Cast:
     study: Study
     policy: SitePolicy
     folder: Path
-    # (round, phase): sites that are away from then on, before they get the order.
+    # (round, phase): sites that are away from then on, before they get the order. Of
+    # the evaluation after a round the phase begins with "evaluation ".
     gone: dict[tuple[int, str], set[str]] = field(default_factory=dict)
     # (round, phase): sites whose answer is lost, while they stay.
     deaf: dict[tuple[int, str], set[str]] = field(default_factory=dict)
@@ -114,11 +116,13 @@ class Cast:
         self, phase: str, orders: Mapping[str, Sealed], seconds: float
     ) -> Iterator[tuple[str, Sealed]]:
         del seconds
-        number = next(iter(orders.values())).open_order(KEY.public_bytes).round
-        if self.crash == (number, phase):
+        first = next(iter(orders.values())).open_order(KEY.public_bytes)
+        evaluates = is_evaluation(first.run_id)
+        now = (first.round, f"evaluation {phase}" if evaluates else phase)
+        if self.crash == now:
             raise LostError
-        self.away |= self.gone.get((number, phase), set())
-        self.begin(*self.restarts.get((number, phase), set()))
+        self.away |= self.gone.get(now, set())
+        self.begin(*self.restarts.get(now, set()))
         for site, order in orders.items():
             if site in self.away:
                 continue
@@ -128,13 +132,13 @@ class Cast:
             except VerificationError as error:
                 self.notes.note(f"{site} ignores an order: {error}")
                 continue
-            if site not in self.deaf.get((number, phase), set()):
+            if site not in self.deaf.get(now, set()):
                 yield site, answer
 
     def serve(self, run: Path, *, rehearsal: bool = True) -> dict[str, Any]:
         return serve_rounds(
             self.roster,
-            replace(self.prepared, records={}, fingerprints={}),
+            replace(self.prepared, records={}, held_back={}, fingerprints={}),
             run,
             self.run_id,
             KEY,
@@ -144,8 +148,8 @@ class Cast:
             rehearsal=rehearsal,
         )
 
-    def rounds_charged(self, site: str) -> list[int]:
-        """What the site's own budget holds, in order."""
+    def rounds_charged(self, site: str, *, evaluated: bool = False) -> list[int]:
+        """What the site's own budget holds of rounds, or of evaluations, in order."""
         path = self.folder / site / "sites" / site / "budget.sqlite"
-        account = Budget.read(path)[0]
-        return [charge.round for charge in account.charges]
+        charges = Budget.read(path)[0].charges
+        return [c.round for c in charges if is_evaluation(c.run_id) == evaluated]

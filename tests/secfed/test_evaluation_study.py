@@ -17,7 +17,6 @@ from secfed.privacy import accounting
 from secfed.privacy.asked import plan_for
 from secfed.privacy.held_back import evaluation_events, evaluation_plan
 from secfed.runtime.compare import plan_arms
-from secfed.runtime.serve import check_deployable
 from secfed.runtime.setup import evaluation_plans
 from secfed.strategies import get_strategy
 from secfed.study import METHODS, Study, load_study_dict
@@ -105,8 +104,6 @@ def test_a_whole_site_and_a_comparison_are_refused() -> None:
         load_study_dict(values, "compare")
     with pytest.raises(StudyError, match="belongs to `secfed run`"):
         plan_arms(evaluated(), ("ffa-lora",), (0,))
-    with pytest.raises(StudyError, match="cannot be asked to evaluate yet"):
-        check_deployable(evaluated(), rehearsal=False)
 
 
 # The site's policy
