@@ -15,7 +15,7 @@ from secfed.study import load_study
 from secfed.study.grid import grid_cells
 
 FOLDER = Path(__file__).parents[1] / "examples" / "lora_aggregation"
-STUDIES = ("which_factor",)
+STUDIES = ("which_factor", "unequal_ranks")
 
 
 @pytest.fixture(scope="module")
