@@ -47,7 +47,7 @@ def test_the_sites_allow_the_study_and_each_rule_has_its_rates(name: str) -> Non
     assert len(study.compare.seeds) >= 3
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [*STUDIES, "same_rank"])
 def test_the_page_shows_the_result(name: str, grid_result: ModuleType) -> None:
     text = (FOLDER / name / "README.md").read_text()
     value = json.loads((FOLDER / name / "result.json").read_text())

@@ -25,6 +25,7 @@ START: Final = "<!-- result -->"
 END: Final = "<!-- /result -->"
 _PACKAGES: Final = ("secfed", "numpy", "torch", "peft", "transformers", "opacus")
 _KEPT: Final = ("title", "study_digest", "methods", "seeds", "seconds")
+_TASK: Final = ("kind", "score", "positive")
 _AXES: Final = ("name", "epsilon", "alpha", "rank")
 
 
@@ -42,8 +43,8 @@ def main() -> int:
         return 3
     grid = json.loads(grid_file.read_text(encoding="utf-8"))
     study = json.loads((run / "study.json").read_text(encoding="utf-8"))
-    kind = (study.get("task") or {}).get("kind")
-    found = _summary(grid, kind, folder, run, command)
+    task = {key: value for key, value in study.get("task", {}).items() if key in _TASK}
+    found = _summary(grid, task or None, folder, run, options.jobs)
     value = write_json(found, folder / "result.json")
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -117,12 +118,17 @@ def _cell_title(cell: Mapping[str, Any]) -> str:
 
 
 def _summary(
-    grid: Mapping[str, Any], kind: str | None, folder: Path, run: Path, command: str
+    grid: Mapping[str, Any],
+    task: Mapping[str, str] | None,
+    folder: Path,
+    run: Path,
+    jobs: int,
 ) -> dict[str, Any]:
     """The parts of ``grid.json`` that a reader compares, with how to repeat them."""
     collect = ["grid_result.py", folder.as_posix(), "--run", run.as_posix()]
+    collect += ["--jobs", str(jobs)]
     made = stamp(collect[0], collect[1:], _PACKAGES)
-    made["commands"] = [command, made.pop("command")]
+    made["commands"] = [_compare(folder, run, jobs), made.pop("command")]
     cells = [
         {axis: cell[axis] for axis in _AXES if axis in cell and _is_set(cell, axis)}
         for cell in grid["cells"]
@@ -130,7 +136,7 @@ def _summary(
     return {
         **made,
         **{key: grid[key] for key in _KEPT},
-        "task": kind,
+        "task": task,
         "cells": cells,
         "scores": grid["scores"],
         "differences": grid["differences"],
