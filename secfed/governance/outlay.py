@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.accounting import DpEvent
 from secfed.privacy.budget import Account, Budget, alarm_of, group_of, percent_of
-from secfed.privacy.plan import Unit
+from secfed.privacy.held_back import evaluation_events
+from secfed.privacy.plan import PrivacyPlan, Unit
+from secfed.study import Study
 
-__all__ = ["Outlay", "budget_file", "held_account", "outlay"]
+__all__ = ["Outlay", "budget_file", "events_of", "held_account", "outlay"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Outlay:
         after: Both, composed; never added.
         fits: Whether that stays within the limit.
         charges: How many rounds were reserved so far.
+        events: Both, for ``attack``.
     """
 
     population: str
@@ -40,6 +44,12 @@ class Outlay:
     after: float
     fits: bool
     charges: int
+    events: tuple[DpEvent, ...] = field(repr=False)
+
+    @cached_property
+    def attack(self) -> float:
+        """Bound on the true positive rate, at 1 % false ones, after this study."""
+        return accounting.true_positive_rate(self.events, 0.01)
 
     @property
     def percent(self) -> float:
@@ -66,6 +76,7 @@ class Outlay:
             "percent_after": self.percent,
             "alarm": self.alarm,
             "charges_before": self.charges,
+            "attack_tpr_at_fpr_1_percent": self.attack,
         }
 
     def refusal(self) -> str:
@@ -111,7 +122,14 @@ def outlay(
         after=accounting.epsilon(both, policy.delta),
         fits=accounting.fits(both, policy.delta, policy.max_epsilon),
         charges=len(spent),
+        events=tuple(both),
     )
+
+
+def events_of(study: Study, plan: PrivacyPlan) -> tuple[DpEvent, ...]:
+    """All that a study runs at one site: its rounds, and its evaluations."""
+    evaluations = evaluation_events(study, plan.nominal_units)
+    return (*[plan.round_event()] * plan.rounds, *evaluations)
 
 
 def budget_file(policy: SitePolicy, site: str, state: Path | None) -> Path | None:
