@@ -68,12 +68,13 @@ class AtSite:
 
     def plans(self, data: StudyData) -> dict[str, PrivacyPlan]:
         """Every site's plan, from declared numbers; none where the study has none."""
-        from secfed.runtime.setup import plan_sites  # noqa: PLC0415
+        from secfed.privacy.asked import plan_for  # noqa: PLC0415
 
+        study, units = self.manifest.study, data.nominal_units
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return plan_sites(self.manifest.study, data.nominal_units)
+                return {site: plan_for(study, units[site]) for site in study.sites}
             except PlanError:
                 return {}
 

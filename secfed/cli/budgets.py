@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,6 +90,47 @@ def show_accounts(
             show(Text(_alarm(account), style="bold red"))
     if history:
         show("", _history([account for _, account in accounts]))
+
+
+@app.command("export")
+def export(
+    run_or_file: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_FILE", help="As for `secfed budget show`."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of standard output."),
+    ] = None,
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON instead of CSV.")
+    ] = False,
+) -> None:
+    """Write what each run spent of each population, for a data protection officer.
+
+    One line for each run: its epsilon alone, the epsilon composed with all before it,
+    and how much of the limit that is. It stays at the site.
+
+    Example: secfed budget export budgets --out spending.csv
+    """
+    from secfed.governance.spending import spending, spending_csv  # noqa: PLC0415
+    from secfed.privacy.budget import Budget  # noqa: PLC0415
+
+    accounts = [a for file in budget_files(run_or_file) for a in Budget.read(file)]
+    rows = [row for account in accounts for row in spending(account)]
+    value = {"runs": [asdict(row) for row in rows]}
+    if out is None and as_json:
+        print_json(value)
+        return
+    text = json.dumps(value, indent=2) + "\n" if as_json else spending_csv(rows)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        raise RunDirectoryError(f"{out}: is there already; name another file")
+    out.write_text(text, "utf-8")
+    show(f"written: {out}")
 
 
 @app.command("reconcile")
