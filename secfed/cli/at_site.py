@@ -128,7 +128,6 @@ def _deployed(study: Path, file: Path) -> AtSite:
     from secfed.runtime.site_file import (  # noqa: PLC0415
         approving_policy,
         load_site_file,
-        manifest_of,
         pinned_roster,
     )
     from secfed.signing import fingerprint  # noqa: PLC0415
@@ -142,7 +141,7 @@ def _deployed(study: Path, file: Path) -> AtSite:
             "what would run here"
         )
     return AtSite(
-        manifest_of(roster),
+        roster.manifest,
         approving_policy(site, folder, keys, roster),
         site.site,
         folder,

@@ -28,7 +28,7 @@ import torch
 
 from secfed.data.own import load_own
 from secfed.errors import StudyError, VerificationError
-from secfed.governance import StudyManifest, consent_of
+from secfed.governance import consent_of
 from secfed.policy import SitePolicy, load_policy
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.keys import AUTHORITY_NAME, SiteKeys, read_site_keys
@@ -46,7 +46,6 @@ __all__ = [
     "SiteFile",
     "approving_policy",
     "load_site_file",
-    "manifest_of",
     "open_site",
     "pinned_roster",
     "with_micro_batch",
@@ -168,15 +167,10 @@ def approving_policy(
     """
     return consent_of(
         load_policy(folder / site.policy),
-        manifest_of(roster),
+        roster.manifest,
         site=site.site,
         identity=fingerprint(keys.identity.public_bytes),
     )
-
-
-def manifest_of(roster: Roster) -> StudyManifest:
-    """What a site's operators approve of a roster."""
-    return StudyManifest(roster.study, roster.coordinator_key, roster.identities)
 
 
 def with_micro_batch(prepared: Prepared, tokens: int | None) -> Prepared:

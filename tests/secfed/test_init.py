@@ -40,7 +40,7 @@ def keys_of(model: type[BaseModel]) -> set[str]:
     for name, field in model.model_fields.items():
         inner = list(tables(field.annotation))
         # The table of a teacher has an example of its own.
-        if name not in {"distillation"}:
+        if name != "distillation":
             found |= {name}.union(*(keys_of(table) for table in inner))
     return found
 

@@ -90,7 +90,7 @@ def test_the_next_study_is_refused_also_after_a_row_was_added(site: Path) -> Non
     # 6. What was spent, for those who must know.
     lines = call("budget", "export", site / "budgets").stdout.splitlines()
     assert len(lines) == 1 + len(SITES)
-    (row,) = [r for r in answer("budget", "export", site / "budgets")["runs"]][:1]
+    row = answer("budget", "export", site / "budgets")["runs"][0]
     assert row["alarm"] == 50
     assert row["rounds"] == 2
     assert 2.9 < row["epsilon_composed"] == row["epsilon_alone"] <= 3.0

@@ -60,8 +60,17 @@ def test_hours_are_of_the_named_zone_and_none_is_never() -> None:
 
 @pytest.mark.parametrize(
     "span",
-    ["", "mon", "mon 8:00-9:00", "mon 09:00-09:00", "xyz 09:00-10:00"]
-    + ["mon 24:00-25:00", "mon 09:60-10:00", "mon-  09:00-10:00", "Mon 09:00-10:00"],
+    [
+        "",
+        "mon",
+        "mon 8:00-9:00",
+        "mon 09:00-09:00",
+        "xyz 09:00-10:00",
+        "mon 24:00-25:00",
+        "mon 09:60-10:00",
+        "mon-  09:00-10:00",
+        "Mon 09:00-10:00",
+    ],
 )
 def test_malformed_hours_are_refused(span: str) -> None:
     with pytest.raises(StudyError, match="hours"):
