@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import click
 import typer
+from rich.text import Text
 
 from secfed.cli.at_site import AtSite, open_at_site
 from secfed.cli.output import print_json, show, tell
@@ -76,7 +77,7 @@ def approve(
         return
     summary = _summary(here, tuple(exceptions or ()), days)
     if not as_json:
-        show(summary.text(), "")
+        show(Text(summary.text()), "")
     elif not yes or summary.refusals:
         print_json(summary.to_json() | {"signed": False})
     if summary.refusals:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from secfed.governance.records import printable
 from secfed.governance.study_manifest import StudyManifest
 
 __all__ = ["differences"]
@@ -62,7 +63,7 @@ def differences(old: StudyManifest, new: StudyManifest) -> tuple[str, ...]:
     before, after = _flat(old.canonical()), _flat(new.canonical())
     keys = sorted(before.keys() | after.keys(), key=_rank)
     return tuple(
-        _line(key, before.get(key), after.get(key))
+        printable(_line(key, before.get(key), after.get(key)))
         for key in keys
         if before.get(key) != after.get(key)
     )

@@ -21,6 +21,7 @@ from secfed.signing import CoordinatorKey, verify_signature
 __all__ = [
     "open_record",
     "parse_time",
+    "printable",
     "read_files",
     "require_hex",
     "require_text",
@@ -92,6 +93,17 @@ def require_text(fields: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise VerificationError(f"{name!r} is not text")
     return value
+
+
+def printable(text: str) -> str:
+    """Text of a study, so that it can be shown: one line, and nothing that steers.
+
+    A line break or a terminal's escape sequence in a title would let whoever wrote the
+    study write on the operator's page.
+    """
+    return "".join(
+        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text
+    )
 
 
 def time_text(moment: datetime) -> str:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from secfed.governance.outlay import Outlay
+from secfed.governance.records import printable
 from secfed.governance.study_manifest import StudyManifest
 from secfed.policy import SEMI_HONEST, Verdict
 from secfed.study import Study
@@ -98,7 +99,7 @@ class Summary:
         """The page; what is signed holds these very words."""
         study = self.manifest.study
         parts = [
-            f"{study.study.title} ({study.name})",
+            f"{printable(study.study.title)} ({study.name})",
             f"digest {self.manifest.digest()}",
             _listed("What leaves this site", self._leaves()),
             _listed("What does not leave", _NEVER),
@@ -233,7 +234,7 @@ def _recipients(study: Study) -> tuple[str, ...]:
 def _listed(title: str, lines: tuple[str, ...]) -> str:
     if not lines or not title:
         return ""
-    return f"{title}:" + "".join(f"\n  - {line}" for line in lines)
+    return f"{title}:" + "".join(f"\n  - {printable(line)}" for line in lines)
 
 
 def _up(value: float) -> str:

@@ -14,6 +14,7 @@ from secfed.errors import PolicyError, VerificationError
 from secfed.governance import StudyManifest, consent_of, differences, standing
 from secfed.governance.approvals import Approval, approve, read_approvals, withdraw
 from secfed.governance.records import sealed
+from secfed.governance.summary import Summary, warnings_of
 from secfed.policy import MOMENTARY, SEMI_HONEST, SitePolicy, check, verdicts
 from secfed.signing import APPROVAL, WITHDRAWAL
 
@@ -299,3 +300,30 @@ def test_garbage_beside_good_approvals_stops_everything(tmp_path: Path) -> None:
     (tmp_path / "x.json").unlink()
     (tmp_path / "y.json").symlink_to(next(tmp_path.glob("wards-*")))
     assert "y.json" in refusal(tmp_path, manifest)
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def test_a_study_cannot_write_on_the_operator_s_page(tmp_path: Path) -> None:
+    tricky = "fine\x1b[2J\n\nWarnings:\n  - none\u202e"
+    tables = {"study": {"title": tricky, "recipients": [tricky]}}
+    old, new = manifest_of(), manifest_of(**tables)
+    page = Summary(
+        manifest=new,
+        policy_of="patients-2026",
+        numbers=None,
+        upload_bytes=None,
+        outlays={},
+        verdicts=(),
+        since=NOW,
+        changes=differences(old, new),
+        warnings=warnings_of(new.study, {}, {"north": 50}, compared=False),
+        exceptions=(SEMI_HONEST,),
+        expires_at=NOW + DAY,
+    ).text()
+    lines = page.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert lines.count("Warnings:") == 1
+    assert "update of UNKNOWN numbers" in page
+    assert "the coordinator is trusted to follow the protocol" in page
