@@ -23,15 +23,18 @@ from secfed.errors import RunDirectoryError, VerificationError
 
 __all__ = [
     "ANSWER",
+    "APPROVAL",
     "KEY_REQUEST",
     "LEDGER_ENTRY",
     "MANIFEST",
     "ORDER",
     "ROSTER",
+    "WITHDRAWAL",
     "CoordinatorKey",
     "fingerprint",
     "format_fingerprint",
     "framed",
+    "load_key",
     "load_or_create",
     "parse_fingerprint",
     "verify_signature",
@@ -43,7 +46,20 @@ ROSTER = "secfed/roster/1"
 KEY_REQUEST = "secfed/key-request/1"
 ORDER = "secfed/order/1"
 ANSWER = "secfed/answer/1"
-_LABELS = frozenset({LEDGER_ENTRY, MANIFEST, ROSTER, KEY_REQUEST, ORDER, ANSWER})
+APPROVAL = "secfed/approval/1"
+WITHDRAWAL = "secfed/approval-withdrawal/1"
+_LABELS = frozenset(
+    {
+        LEDGER_ENTRY,
+        MANIFEST,
+        ROSTER,
+        KEY_REQUEST,
+        ORDER,
+        ANSWER,
+        APPROVAL,
+        WITHDRAWAL,
+    }
+)
 
 _SECRET_BYTES = 32
 _PUBLIC_BYTES = 32
@@ -146,7 +162,7 @@ def load_or_create(path: Path) -> CoordinatorKey:
     """
     if not path.exists() and not path.is_symlink():
         _create(path)
-    return _load(path)
+    return load_key(path)
 
 
 def _create(path: Path) -> None:
@@ -168,7 +184,12 @@ def _create(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> CoordinatorKey:
+def load_key(path: Path) -> CoordinatorKey:
+    """Load a signing key: a coordinator's, an operator's, or a site's identity.
+
+    Raises:
+        RunDirectoryError: As for ``load_or_create``, and where there is none.
+    """
     try:
         file = open(path, "rb", opener=_open_plainly)  # noqa: SIM115 - closed below
     except OSError as error:

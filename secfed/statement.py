@@ -416,7 +416,7 @@ def _trust_section(plan: PlanEntry, rule: Strategy) -> list[JsonObject]:
     server = (
         "may lie, drop, replay and equivocate"
         if plan.mode == "malicious"
-        else "follows the protocol"
+        else "follows the protocol (an exception, signed by every site's operators)"
     )
     noise = (
         "which is private by its own noise" if plan.private else "which is not private"

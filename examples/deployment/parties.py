@@ -13,20 +13,24 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from secfed.governance.approvals import approve
+from secfed.policy import load_policy
 from secfed.runtime.flower.children import LOOPBACK, free_port
 from secfed.runtime.keys import (
     AUTHORITY_NAME,
+    IDENTITY_NAME,
     make_authority,
     make_server_certificate,
     make_site_keys,
 )
-from secfed.runtime.roster import make_roster, read_request
-from secfed.signing import load_or_create
+from secfed.runtime.roster import make_roster, read_request, read_roster
+from secfed.signing import load_key, load_or_create
 from secfed.study import Study, load_study
 
-__all__ = ["Parties", "set_up"]
+__all__ = ["Parties", "approve_as", "set_up"]
 
 _SITE_FILE = """\
 format = 1
@@ -147,4 +151,24 @@ def set_up(
         shutil.copy(policy_file, folder / site / "site.toml")
         text = _SITE_FILE.format(site=site, fingerprint=key.fingerprint())
         (folder / site / "node.toml").write_text(text, "utf-8")
+        approve_as(folder / site, site)
     return parties
+
+
+def approve_as(folder: Path, site: str) -> None:
+    """What `secfed approve roster.json --site node.toml --yes` does at a site."""
+    path = folder / "roster.json"
+    policy = load_policy(folder / "site.toml")
+    now = datetime.now(UTC)
+    approve(
+        Path(str(policy.approvals_dir)),
+        load_key(folder / "keys" / IDENTITY_NAME),
+        read_roster(path.read_bytes(), path).manifest,
+        site=site,
+        population=policy.population,
+        exceptions=(),
+        shown="a rehearsal on public text",
+        approved_at=now,
+        expires_at=now + timedelta(days=1),
+        nonce=os.urandom(16),
+    )

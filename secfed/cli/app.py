@@ -11,11 +11,14 @@ import typer
 
 from secfed.cli import budgets, deployment, evidence, methods, planning, runs
 from secfed.cli.amplification import amplification
+from secfed.cli.approving import approve
 from secfed.cli.assign import assign
 from secfed.cli.audit import audit
 from secfed.cli.doctor import doctor
+from secfed.cli.initial import init
 from secfed.cli.model import app as model_app
 from secfed.cli.output import SecfedGroup, tell
+from secfed.cli.policies import policy_app
 
 __all__ = ["app", "main"]
 
@@ -45,6 +48,7 @@ app = typer.Typer(
 )
 
 app.command("demo")(runs.demo)
+app.command("init")(init)
 app.command("run")(runs.run)
 app.command("compare")(runs.compare)
 app.command("resume")(runs.resume)
@@ -52,6 +56,8 @@ app.command("serve")(deployment.serve)
 app.add_typer(deployment.site_app, name="site")
 app.add_typer(deployment.keys_app, name="keys")
 app.command("join")(deployment.join)
+app.command("approve")(approve)
+app.add_typer(policy_app, name="policy")
 app.command("status")(deployment.status)
 app.command("stop")(deployment.stop)
 app.command("report")(evidence.report)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +13,15 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from secfed.cli.output import plain_table, print_json, show
+from secfed.cli.output import plain_table, print_json, show, tell
 from secfed.errors import RunDirectoryError
 
 if TYPE_CHECKING:
+    from secfed.governance import Outlay
     from secfed.privacy.budget import Account, Charge
     from secfed.privacy.salvage import Salvage
 
-__all__ = ["app"]
+__all__ = ["app", "budget_files", "show_outlays", "tell_alarms"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 _BUDGET_NAME = "budget.sqlite"
@@ -63,7 +67,7 @@ def show_accounts(
     """
     from secfed.privacy.budget import Budget  # noqa: PLC0415
 
-    files = _budget_files(run_or_file)
+    files = budget_files(run_or_file)
     accounts = [(path, account) for path in files for account in Budget.read(path)]
     if as_json:
         print_json({"budgets": [_json(path, account) for path, account in accounts]})
@@ -86,6 +90,47 @@ def show_accounts(
             show(Text(_alarm(account), style="bold red"))
     if history:
         show("", _history([account for _, account in accounts]))
+
+
+@app.command("export")
+def export(
+    run_or_file: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_FILE", help="As for `secfed budget show`."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of standard output."),
+    ] = None,
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON instead of CSV.")
+    ] = False,
+) -> None:
+    """Write what each run spent of each population, for a data protection officer.
+
+    One line for each run: its epsilon alone, the epsilon composed with all before it,
+    and how much of the limit that is. It stays at the site.
+
+    Example: secfed budget export budgets --out spending.csv
+    """
+    from secfed.governance.spending import spending, spending_csv  # noqa: PLC0415
+    from secfed.privacy.budget import Budget  # noqa: PLC0415
+
+    accounts = [a for file in budget_files(run_or_file) for a in Budget.read(file)]
+    rows = [row for account in accounts for row in spending(account)]
+    value = {"runs": [asdict(row) for row in rows]}
+    if out is None and as_json:
+        print_json(value)
+        return
+    text = json.dumps(value, indent=2) + "\n" if as_json else spending_csv(rows)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        raise RunDirectoryError(f"{out}: is there already; name another file")
+    out.write_text(text, "utf-8")
+    show(f"written: {out}")
 
 
 @app.command("reconcile")
@@ -113,7 +158,7 @@ def reconcile(
     """
     from secfed.runtime.receipts import reconcile as mend  # noqa: PLC0415
 
-    done = [(path, mend(path, ledger)) for path in _budget_files(budget or ledger[0])]
+    done = [(path, mend(path, ledger)) for path in budget_files(budget or ledger[0])]
     if as_json:
         print_json({"reconciled": [_outcome(path, result) for path, result in done]})
         return
@@ -127,7 +172,12 @@ def reconcile(
         show(f"    the files as they were: {result.set_aside[0]} and beside it")
 
 
-def _budget_files(path: Path) -> list[Path]:
+def budget_files(path: Path) -> list[Path]:
+    """The budgets that a file, a run or a folder of budgets names.
+
+    Raises:
+        RunDirectoryError: There is none.
+    """
     if path.is_file() or path.with_name(f"{path.name}.log").is_file():
         return [path]
     if not path.is_dir():
@@ -144,6 +194,47 @@ def _budget_files(path: Path) -> list[Path]:
             "copy)"
         )
     return found
+
+
+def show_outlays(outlays: Mapping[str, Outlay]) -> None:
+    """Print what a study would add to budgets that outlive a run; and alarms."""
+    if not outlays:
+        return
+    from secfed.report.tables import round_up  # noqa: PLC0415
+
+    columns = {"site": "left", "population": "left", "unit": "left"} | dict.fromkeys(
+        ("this study", "spent before", "composed after", "limit", "used"), "right"
+    )
+    rows = [
+        [
+            site,
+            o.population,
+            o.unit,
+            *map(round_up, (o.own, o.before, o.after)),
+            f"{o.limit:g}",
+            f"{o.percent:.0f} %",
+        ]
+        for site, o in outlays.items()
+    ]
+    show(plain_table("Privacy budgets, before and after", columns, rows))
+    for site, o in outlays.items():
+        if o.alarm:
+            text = f"alarm: the study brings {site} to {o.percent:.0f} % of its limit"
+            show(Text(text, style="bold red"))
+
+
+def tell_alarms(path: Path) -> None:
+    """After a run: say what its budgets have reached, beside the results.
+
+    Args:
+        path: A budget file, or a folder of them.
+    """
+    from secfed.privacy.budget import Budget  # noqa: PLC0415
+
+    for file in budget_files(path):
+        for account in Budget.read(file):
+            if account.alarm:
+                tell(_alarm(account))
 
 
 def _json(path: Path, account: Account) -> dict[str, Any]:

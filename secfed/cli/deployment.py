@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
+from secfed.cli.budgets import tell_alarms
 from secfed.cli.output import (
     INTERRUPTED,
     SecfedGroup,
@@ -69,6 +70,21 @@ def new_keys(
     made = make_site_keys(folder)
     show(f"keys:     {folder} (back it up; show it to nobody)")
     show(f"identity: {format_fingerprint(fingerprint(made.identity.public_bytes))}")
+
+
+@keys_app.command("operator")
+def operator_key(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The key to make.")],
+) -> None:
+    """Make a person's key for approvals; a key that is there is kept.
+
+    Its fingerprint goes into the site's policy, as one of `operators`.
+
+    Example: secfed keys operator anna.key
+    """
+    key = load_or_create(path)
+    show(f"key:         {path} (back it up; show it to nobody)")
+    show(f"fingerprint: {key.fingerprint()}")
 
 
 @keys_app.command("authority")
@@ -336,6 +352,7 @@ def run_site(
         except KeyboardInterrupt:
             _end_at_once(ready.worker, INTERRUPTED)
             raise
+        tell_alarms(ready.worker.budget_file)
         _end_at_once(ready.worker, 0)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from secfed.errors import PlanError, PolicyError
 
 if TYPE_CHECKING:
+    from secfed.governance import Outlay
     from secfed.policy import SitePolicy
     from secfed.privacy.accounting import DpEvent
     from secfed.privacy.plan import PrivacyPlan
@@ -46,6 +47,7 @@ class SiteOutlook:
         refusal: Why the site cannot take part.
         warning: What is valid but weaker than it should be.
         plan: The site's plan; None where none exists.
+        budget: What the study adds to the site's budget; None in a rehearsal.
     """
 
     site: str
@@ -62,11 +64,14 @@ class SiteOutlook:
     refusal: str
     warning: str
     plan: PrivacyPlan | None = field(repr=False)
+    budget: Outlay | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, object]:
         """The numbers and the verdict."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "plan"}
-        return own | {"verdict": self.verdict}
+        names = [f.name for f in fields(self) if f.name not in {"plan", "budget"}]
+        own = {name: getattr(self, name) for name in names}
+        budget = {} if self.budget is None else {"budget": self.budget.to_json()}
+        return own | {"verdict": self.verdict} | budget
 
     @property
     def verdict(self) -> str:
@@ -85,7 +90,7 @@ def site_outlooks(
         DataError: The records do not fit the study.
     """
     from secfed.data import load_sites  # noqa: PLC0415
-    from secfed.policy import check  # noqa: PLC0415
+    from secfed.policy import MOMENTARY, check  # noqa: PLC0415
     from secfed.privacy.asked import plan_for  # noqa: PLC0415
     from secfed.privacy.held_back import evaluation_events  # noqa: PLC0415
 
@@ -101,11 +106,15 @@ def site_outlooks(
             except PlanError as error:
                 reasons.append(str(error))
         try:
-            check(policy, study, data.sites[site].num_units)
+            check(policy, study, data.sites[site].num_units, without=MOMENTARY)
         except PolicyError as error:
             reasons.append(str(error))
         if plan is not None and whole:
             reasons += _refused_for_a_person(plan, policy)
+        budget = None
+        if plan is not None and policy.budget_dir is not None:
+            budget, refusal = _outlay(policy, study, plan, site)
+            reasons += refusal
         batch = 1 if whole else study.training.expected_batch
         yield SiteOutlook(
             site=site,
@@ -118,7 +127,23 @@ def site_outlooks(
             refusal="; ".join(reasons),
             warning="; ".join(str(warning.message) for warning in caught),
             plan=plan,
+            budget=budget,
         )
+
+
+def _outlay(
+    policy: SitePolicy, study: Study, plan: PrivacyPlan, site: str
+) -> tuple[Outlay | None, list[str]]:
+    """What the study adds to a lasting budget, and why that does not hold it."""
+    from secfed.governance import outlay  # noqa: PLC0415
+    from secfed.governance.outlay import budget_file, events_of  # noqa: PLC0415
+
+    path = budget_file(policy, site, None)
+    try:
+        found = outlay(policy, study.privacy.unit, events_of(study, plan), path)
+    except PolicyError as error:
+        return None, [str(error)]
+    return found, [] if found.fits else [found.refusal()]
 
 
 def _costs(

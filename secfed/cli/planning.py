@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from secfed.cli.assign import estimates_of, show_estimates
+from secfed.cli.budgets import show_outlays
 from secfed.cli.outlook import (
     SiteOutlook,
     evaluation_outlook,
@@ -98,6 +99,7 @@ def plan(
         )
     else:
         _show(loaded, outlooks, upload)
+        show_outlays({o.site: o.budget for o in outlooks if o.budget is not None})
         show(_trainable(counts))
         if evaluation is not None:
             show(Text(_evaluated(evaluation)))

@@ -97,6 +97,7 @@ def run(
     with progress_for() as progress:
         run_study(loaded, study.resolve().parent, folder, policy, progress)
     show_run(folder, as_json=as_json)
+    _tell_alarms(policy)
 
 
 def compare(
@@ -159,7 +160,7 @@ def resume(
     from secfed.runtime.directory import open_run  # noqa: PLC0415
     from secfed.study.grid import grid_cells  # noqa: PLC0415
 
-    study, record, _ = open_run(run_dir)
+    study, record, policy = open_run(run_dir)
     if record.kind == "grid":
         from secfed.runtime.resume import resume_grid  # noqa: PLC0415
 
@@ -173,6 +174,7 @@ def resume(
     with progress_for() as progress:
         resume_run(run_dir, progress)
     show_run(run_dir, as_json=as_json)
+    _tell_alarms(policy)
 
 
 def find_demo_study() -> Path:
@@ -290,6 +292,15 @@ def _compare(
             progress,
         )
     show_run(folder, as_json=as_json)
+    _tell_alarms(policy)
+
+
+def _tell_alarms(policy: SitePolicy) -> None:
+    """Of budgets that outlive the run; a rehearsal's own mean nothing to the next."""
+    if policy.budget_dir is not None:
+        from secfed.cli.budgets import tell_alarms  # noqa: PLC0415
+
+        tell_alarms(Path(policy.budget_dir))
 
 
 def _refuse_limits(use: tuple[int | None, float | None]) -> None:

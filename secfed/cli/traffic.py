@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
     from secfed.cli.outlook import SiteOutlook
     from secfed.model_files import ModuleShape
+    from secfed.privacy.plan import PrivacyPlan
     from secfed.study import Study
     from secfed.study.sections import AdapterSection
     from secfed.types import Adapter
 
 _NARROW_BYTES, _WIDE_BYTES = 2, 4
 
-__all__ = ["numbers_sent", "parameter_counts", "round_sizes", "upload_bytes"]
+__all__ = [
+    "numbers_sent",
+    "parameter_counts",
+    "round_sizes",
+    "upload_bytes",
+    "vector_bytes",
+]
 
 
 def numbers_sent(study: Study, base_dir: Path) -> int | None:
@@ -46,12 +53,19 @@ def upload_bytes(
 
     The ring's width follows from every site's plan; None where one has none.
     """
+    plans = {o.site: o.plan for o in outlooks if o.plan is not None}
+    return None if len(plans) < len(outlooks) else vector_bytes(study, base_dir, plans)
+
+
+def vector_bytes(
+    study: Study, base_dir: Path, plans: Mapping[str, PrivacyPlan]
+) -> int | None:
+    """As ``upload_bytes``, from every site's plan."""
     from secfed.runtime.encoding import codec_for  # noqa: PLC0415
     from secfed.strategies import strategy_of  # noqa: PLC0415
 
     adapter = _public_shapes(study, base_dir)
-    plans = {o.site: o.plan for o in outlooks if o.plan is not None}
-    if adapter is None or len(plans) < len(outlooks):
+    if adapter is None:
         return None
     if strategy_of(study).needs == "nothing":
         return 0

@@ -35,6 +35,9 @@ __all__ = [
     "Charge",
     "Population",
     "Receipt",
+    "alarm_of",
+    "group_of",
+    "percent_of",
 ]
 
 ALARMS: Final = (50, 80, 100)
@@ -66,13 +69,52 @@ class Account:
     @property
     def percent(self) -> float:
         """How much of the limit is spent, rounded up to a whole percent."""
-        share = 100 * self.spent_epsilon / self.population.max_epsilon
-        return float(math.ceil(share)) if math.isfinite(share) else share
+        return percent_of(self.spent_epsilon, self.population.max_epsilon)
 
     @property
     def alarm(self) -> int:
         """The highest of ``ALARMS`` that is reached; 0 below the first."""
-        return max((step for step in ALARMS if self.percent >= step), default=0)
+        return alarm_of(self.percent)
+
+
+def percent_of(epsilon: float, limit: float) -> float:
+    """How much of a limit an epsilon is, rounded up to a whole percent."""
+    share = 100 * epsilon / limit
+    return float(math.ceil(share)) if math.isfinite(share) else share
+
+
+def alarm_of(percent: float) -> int:
+    """The highest of ``ALARMS`` that is reached; 0 below the first."""
+    return max((step for step in ALARMS if percent >= step), default=0)
+
+
+def group_of(
+    population: str, kept: Unit, unit: Unit, records_per_person: int | None
+) -> int:
+    """How many units' worth each event of a study is charged for.
+
+    Args:
+        population: Its declared name.
+        kept: The unit that its budget is kept in.
+        unit: The study's.
+        records_per_person: The most that one person has, as the site declares it.
+
+    Raises:
+        PolicyError: The study cannot draw on this population.
+    """
+    if unit == "site":
+        return accounting.REPLACED
+    if kept == unit:
+        return 1
+    if (kept, unit) == ("person", "record") and records_per_person is not None:
+        return records_per_person
+    hint = (
+        ", or declare max_records_per_person in site.toml" if kept == "person" else ""
+    )
+    raise PolicyError(
+        f"population {population!r} is kept per {kept}, so a study per {unit} cannot "
+        f"draw on it; use a study per {kept}{hint}"
+    )
 
 
 class Budget:
@@ -349,22 +391,10 @@ class Budget:
     def _group_of(
         self, population: str, kept: Unit, unit: Unit, records_per_person: int | None
     ) -> int:
-        """How many units' worth each event is charged for."""
-        if unit == "site":
-            return accounting.REPLACED
-        if kept == unit:
-            return 1
-        if (kept, unit) == ("person", "record") and records_per_person is not None:
-            return records_per_person
-        hint = (
-            ", or declare max_records_per_person in site.toml"
-            if kept == "person"
-            else ""
-        )
-        raise PolicyError(
-            f"{self.site}: population {population!r} is kept per {kept}, so a study "
-            f"per {unit} cannot draw on it; use a study per {kept}{hint}"
-        )
+        try:
+            return group_of(population, kept, unit, records_per_person)
+        except PolicyError as error:
+            raise PolicyError(f"{self.site}: {error}") from error
 
     def _add_version(self, writer: Writer, population: str, fingerprint: str) -> None:
         for other in writer.state.populations.values():

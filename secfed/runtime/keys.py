@@ -35,6 +35,7 @@ from secfed.runtime.roster import make_request
 
 __all__ = [
     "AUTHORITY_NAME",
+    "IDENTITY_NAME",
     "SiteKeys",
     "certificate_fingerprint",
     "make_authority",
@@ -47,7 +48,7 @@ AUTHORITY_NAME: Final = "authority.pem"
 _AUTHORITY_KEY: Final = "authority.key"
 _SERVER_KEY: Final = "server.key"
 _SERVER_NAME: Final = "server.pem"
-_IDENTITY: Final = "identity.key"
+IDENTITY_NAME: Final = "identity.key"
 _NODE: Final = "node.key"
 _AUTHORITY_DAYS: Final = 3650
 _SERVER_DAYS: Final = 397  # The longest that browsers accept; renewed by the authority.
@@ -76,9 +77,11 @@ def make_site_keys(folder: Path) -> SiteKeys:
         RunDirectoryError: A key file is damaged or can be read by others.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not (folder / _IDENTITY).exists():
+    if not (folder / IDENTITY_NAME).exists():
         identity = generate_identity(os.urandom(KEY_BYTES))
-        _write_secret(folder / _IDENTITY, identity.to_bytes().hex().encode() + b"\n")
+        _write_secret(
+            folder / IDENTITY_NAME, identity.to_bytes().hex().encode() + b"\n"
+        )
     if not (folder / _NODE).exists():
         node = ec.generate_private_key(ec.SECP384R1())
         data = node.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
@@ -92,7 +95,7 @@ def read_site_keys(folder: Path) -> SiteKeys:
     Raises:
         RunDirectoryError: A key is missing, damaged, or can be read by others.
     """
-    identity, node = _read_secret(folder / _IDENTITY), _read_secret(folder / _NODE)
+    identity, node = _read_secret(folder / IDENTITY_NAME), _read_secret(folder / _NODE)
     try:
         signing = SigningKey.from_bytes(bytes.fromhex(identity.decode("ascii").strip()))
         private = load_ssh_private_key(node, password=None)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from secfed.client import BudgetGuard, Contribution, NoGuard, Site
+from secfed.governance import StudyManifest, consent_of
 from secfed.policy import SitePolicy
+from secfed.policy import check as check_policy
 from secfed.runtime.accounts import LocalSites
 from secfed.runtime.classes import keep_classes
 from secfed.runtime.directory import create_run
@@ -35,6 +37,9 @@ from secfed.study import Study
 
 __all__ = ["run_arm", "run_study"]
 
+_MANY_UNITS = 10**9
+"""A site of any size: what is not about size is refused before records are read."""
+
 
 def run_study(
     study: Study,
@@ -52,6 +57,9 @@ def run_study(
         SecfedError: What went wrong; the run directory stays resumable.
     """
     check_maskable(strategy_of(study))
+    if policy.approvals is not None:
+        policy = consent_of(policy, StudyManifest(study))
+        check_policy(policy, study, _MANY_UNITS)
     record = create_run(run_dir, study, base_dir, policy, kind="run")
     keep_partition(study, base_dir, run_dir / "private")
     prepared = prepare(study, base_dir, policy, progress)

@@ -19,6 +19,7 @@ from typing import Any
 from protocols.keys import SigningKey
 from secfed.canonical import canonical_json, parse_canonical
 from secfed.errors import VerificationError
+from secfed.governance import StudyManifest
 from secfed.signing import (
     KEY_REQUEST,
     ROSTER,
@@ -92,6 +93,11 @@ class Roster:
     def identities(self) -> dict[str, bytes]:
         """Every site's public identity key."""
         return {name: request.identity for name, request in self.requests.items()}
+
+    @property
+    def manifest(self) -> StudyManifest:
+        """What a site's operators approve."""
+        return StudyManifest(self.study, self.coordinator_key, self.identities)
 
     @property
     def nodes(self) -> dict[str, str]:

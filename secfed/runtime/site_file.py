@@ -28,7 +28,8 @@ import torch
 
 from secfed.data.own import load_own
 from secfed.errors import StudyError, VerificationError
-from secfed.policy import load_policy
+from secfed.governance import consent_of
+from secfed.policy import SitePolicy, load_policy
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.keys import AUTHORITY_NAME, SiteKeys, read_site_keys
 from secfed.runtime.progress import Progress
@@ -43,6 +44,7 @@ from secfed.study.sections import Count, SiteName
 __all__ = [
     "OpenSite",
     "SiteFile",
+    "approving_policy",
     "load_site_file",
     "open_site",
     "pinned_roster",
@@ -140,7 +142,7 @@ def open_site(
     # 2
     check_deployable(roster.study, rehearsal=rehearsal)
     # 3
-    policy = load_policy(folder / site.policy)
+    policy = approving_policy(site, folder, keys, roster)
     data = load_own(roster.study, folder, site.site)
     if site.threads is not None:
         torch.set_num_threads(site.threads)
@@ -151,6 +153,24 @@ def open_site(
     write_atomically(state / AUTHORITY_NAME, roster.authority.encode())
     worker = SiteWorker(roster, site.site, keys.identity, prepared, policy, state, say)
     return OpenSite(worker, roster, keys, state / AUTHORITY_NAME, state)
+
+
+def approving_policy(
+    site: SiteFile, folder: Path, keys: SiteKeys, roster: Roster
+) -> SitePolicy:
+    """The site's policy; every check of it asks whether its operators approved.
+
+    A site on its own machine asks at least one person, whatever its policy says.
+
+    Raises:
+        StudyError: As ``load_policy``.
+    """
+    return consent_of(
+        load_policy(folder / site.policy),
+        roster.manifest,
+        site=site.site,
+        identity=fingerprint(keys.identity.public_bytes),
+    )
 
 
 def with_micro_batch(prepared: Prepared, tokens: int | None) -> Prepared:

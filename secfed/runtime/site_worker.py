@@ -162,6 +162,11 @@ class SiteWorker:
         """Whether local training goes on, of this round or of one that was left."""
         return self._background.busy
 
+    @property
+    def budget_file(self) -> Path:
+        """Where the site keeps what it has spent."""
+        return self._budget.path
+
     def answer(self, phase: str, sealed: Sealed) -> Sealed:
         """Answer one order, or decline it in one word; nothing else leaves the site.
 

@@ -1,0 +1,160 @@
+"""What a study would add to what a population has spent, before it is reserved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from secfed.policy import SitePolicy
+from secfed.privacy import accounting
+from secfed.privacy.accounting import DpEvent
+from secfed.privacy.budget import Account, Budget, alarm_of, group_of, percent_of
+from secfed.privacy.held_back import evaluation_events
+from secfed.privacy.plan import PrivacyPlan, Unit
+from secfed.study import Study
+
+__all__ = ["Outlay", "budget_file", "events_of", "held_account", "outlay"]
+
+
+@dataclass(frozen=True)
+class Outlay:
+    """Epsilons of one population at the policy's delta, in the unit it is kept in.
+
+    Attributes:
+        population: Its declared name; a changed or longer file of records is the same.
+        unit: Whose epsilon it is.
+        delta: Of all epsilons here.
+        limit: The site's cap.
+        own: This study by itself, as the budget charges it.
+        before: Everything that was reserved so far.
+        after: Both, composed; never added.
+        fits: Whether that stays within the limit.
+        charges: How many rounds were reserved so far.
+        events: Both, for ``attack``.
+    """
+
+    population: str
+    unit: Unit
+    delta: float
+    limit: float
+    own: float
+    before: float
+    after: float
+    fits: bool
+    charges: int
+    events: tuple[DpEvent, ...] = field(repr=False)
+
+    @cached_property
+    def attack(self) -> float:
+        """Bound on the true positive rate, at 1 % false ones, after this study."""
+        return accounting.true_positive_rate(self.events, 0.01)
+
+    @property
+    def percent(self) -> float:
+        """Of the limit, after this study; a whole percent, rounded up."""
+        return percent_of(self.after, self.limit)
+
+    @property
+    def alarm(self) -> int:
+        """The highest of the budget's alarms that this study reaches anew; else 0."""
+        reached = alarm_of(self.percent)
+        return reached if reached > alarm_of(percent_of(self.before, self.limit)) else 0
+
+    def to_json(self) -> dict[str, object]:
+        """The numbers."""
+        return {
+            "population": self.population,
+            "unit": self.unit,
+            "delta": self.delta,
+            "max_epsilon": self.limit,
+            "epsilon_of_study": self.own,
+            "epsilon_before": self.before,
+            "epsilon_after": self.after,
+            "fits": self.fits,
+            "percent_after": self.percent,
+            "alarm": self.alarm,
+            "charges_before": self.charges,
+            "attack_tpr_at_fpr_1_percent": self.attack,
+        }
+
+    def refusal(self) -> str:
+        """Why the study does not fit; empty where it does."""
+        if self.fits:
+            return ""
+        return (
+            f"the budget of {self.population!r} does not hold it: epsilon "
+            f"{self.before:.4g} is spent, both together cost {self.after:.4g}, above "
+            f"max_epsilon {self.limit:g}"
+        )
+
+
+def outlay(
+    policy: SitePolicy, unit: Unit, events: Sequence[DpEvent], path: Path | None
+) -> Outlay:
+    """Compose a study with what stands in a site's budget; changes nothing.
+
+    Args:
+        policy: Names the population and its limits.
+        unit: What the study protects.
+        events: All of the study at this site: rounds and evaluations.
+        path: The site's budget file; None, or missing: nothing was spent.
+
+    Raises:
+        PolicyError: The population is kept in another unit.
+        BudgetFileError: The file is damaged.
+    """
+    cap = policy.max_records_per_person
+    account = None if path is None else held_account(path, policy.population)
+    kept = account.population.unit if account else "person" if cap else unit
+    group = group_of(policy.population, kept, unit, cap)
+    own = [accounting.group_event(event, group) for event in events]
+    spent = [] if account is None else [charge.cost for charge in account.charges]
+    both = [*spent, *own]
+    return Outlay(
+        population=policy.population,
+        unit=kept,
+        delta=policy.delta,
+        limit=policy.max_epsilon,
+        own=accounting.epsilon(own, policy.delta),
+        before=accounting.epsilon(spent, policy.delta),
+        after=accounting.epsilon(both, policy.delta),
+        fits=accounting.fits(both, policy.delta, policy.max_epsilon),
+        charges=len(spent),
+        events=tuple(both),
+    )
+
+
+def events_of(study: Study, plan: PrivacyPlan) -> tuple[DpEvent, ...]:
+    """All that a study runs at one site: its rounds, and its evaluations."""
+    evaluations = evaluation_events(study, plan.nominal_units)
+    return (*[plan.round_event()] * plan.rounds, *evaluations)
+
+
+def budget_file(policy: SitePolicy, site: str, state: Path | None) -> Path | None:
+    """Where a site keeps its budget; None in a rehearsal, which begins with none.
+
+    Args:
+        policy: May name a folder for all runs.
+        site: The site's name.
+        state: The durable folder of a deployed site.
+    """
+    if policy.budget_dir is not None:
+        return Path(policy.budget_dir) / site / "budget.sqlite"
+    return None if state is None else state / "sites" / site / "budget.sqlite"
+
+
+def held_account(path: Path, population: str) -> Account | None:
+    """A population's account; None where neither file of the budget is there.
+
+    Raises:
+        BudgetFileError: They are damaged.
+    """
+    journal = path.with_name(f"{path.name}.log")
+    if not path.exists() and not journal.exists():
+        return None
+    for account in Budget.read(path):
+        if account.population.name == population:
+            return account
+    return None
