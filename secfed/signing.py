@@ -23,6 +23,7 @@ from secfed.errors import RunDirectoryError, VerificationError
 
 __all__ = [
     "ANSWER",
+    "BUNDLE",
     "KEY_REQUEST",
     "LEDGER_ENTRY",
     "MANIFEST",
@@ -43,7 +44,10 @@ ROSTER = "secfed/roster/1"
 KEY_REQUEST = "secfed/key-request/1"
 ORDER = "secfed/order/1"
 ANSWER = "secfed/answer/1"
-_LABELS = frozenset({LEDGER_ENTRY, MANIFEST, ROSTER, KEY_REQUEST, ORDER, ANSWER})
+BUNDLE = "secfed/bundle/1"
+_LABELS = frozenset(
+    {LEDGER_ENTRY, MANIFEST, ROSTER, KEY_REQUEST, ORDER, ANSWER, BUNDLE}
+)
 
 _SECRET_BYTES = 32
 _PUBLIC_BYTES = 32

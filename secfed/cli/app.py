@@ -13,6 +13,7 @@ from secfed.cli import budgets, deployment, evidence, methods, planning, runs
 from secfed.cli.amplification import amplification
 from secfed.cli.assign import assign
 from secfed.cli.audit import audit
+from secfed.cli.bundle import app as bundle_app
 from secfed.cli.doctor import doctor
 from secfed.cli.model import app as model_app
 from secfed.cli.output import SecfedGroup, tell
@@ -62,6 +63,7 @@ app.command("audit")(audit)
 app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(model_app, name="model")
+app.add_typer(bundle_app, name="bundle")
 app.command("strategies")(methods.strategies)
 app.command("verify")(evidence.verify)
 app.command("version")(evidence.version)
