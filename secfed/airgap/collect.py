@@ -18,7 +18,7 @@ from typing import Final
 from packaging.version import Version
 
 import secfed
-from secfed.airgap.wheels import Wheel, wheels_in
+from secfed.airgap.wheels import OWN, Wheel, wheels_in
 from secfed.errors import BundleError
 from secfed.shipped import (
     CONSTRAINTS,
@@ -30,7 +30,6 @@ from secfed.study import Study
 
 __all__ = ["Source", "collect_wheels", "extras_of", "require_pinned"]
 
-_NAME: Final = "secfed"
 _BUILT_HERE: Final = ("rouge-score",)
 """Packages that the index has as source only; pip builds a wheel of them."""
 
@@ -104,7 +103,7 @@ def require_pinned(wheels: Mapping[Wheel, Path], pins: Mapping[str, str]) -> Non
     others = [
         f"{wheel.name} {wheel.version}"
         for wheel in wheels
-        if wheel.name != _NAME
+        if wheel.name != OWN
         and (
             wheel.name not in pins
             or Version(wheel.version).public != Version(pins[wheel.name]).public
@@ -131,7 +130,7 @@ def _own_requirement(extras: Sequence[str], source: Source) -> str:
     checkout = Path(secfed.__file__).parents[1]
     if source.folder is None and (checkout / "pyproject.toml").is_file():
         return f"{checkout}{listed}"
-    return f"{_NAME}{listed}=={secfed.__version__}"
+    return f"{OWN}{listed}=={secfed.__version__}"
 
 
 def _list_of_versions(name: str) -> Path:
@@ -147,7 +146,7 @@ def _pip(source: Source, folder: Path, wanted: Sequence[str]) -> None:
     Raises:
         BundleError: Pip failed; with its last words.
     """
-    words = ["wheel", "--quiet", "--wheel-dir", str(folder)]
+    words = ["wheel", "--wheel-dir", str(folder)]
     words += ["--only-binary", ":all:"]
     if source.folder is None:
         words += [word for name in _BUILT_HERE for word in ("--no-binary", name)]
@@ -161,10 +160,11 @@ def _pip(source: Source, folder: Path, wanted: Sequence[str]) -> None:
         env=_environment(source),
     )
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line]
+        said = done.stdout.splitlines()[-_LAST_LINES:]
+        errors = [line for line in done.stderr.splitlines() if "WARNING" not in line]
         raise BundleError(
             "pip could not collect the wheels:\n  "
-            + "\n  ".join((said or done.stderr.splitlines())[-_LAST_LINES:])
+            + "\n  ".join([*said, *errors[-_LAST_LINES:]])
         )
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import platform
 import sysconfig
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 import secfed
 from secfed.canonical import canonical_json, file_sha256, parse_canonical
@@ -83,7 +83,7 @@ class BundleManifest(Table):
         signature: Over all other fields.
     """
 
-    format: Literal[1]
+    format: Annotated[int, Field(ge=1, le=1)]  # No boolean, which equals 1.
     secfed: _Word
     python: _Word
     platform: _Word

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import secfed
 from secfed.airgap.weights import Weights
-from secfed.airgap.wheels import Wheel, WheelFacts, facts_of
+from secfed.airgap.wheels import OWN, Wheel, WheelFacts, facts_of
 from secfed.canonical import parse_json
 from secfed.errors import BundleError, VerificationError
 
@@ -25,13 +24,11 @@ __all__ = ["read_sbom", "sbom_text"]
 _SPACE: Final = uuid.UUID("6f1f7a52-6a0e-5d8f-9f51-1d4a0c8f4f7e")
 """The name space of our serial numbers; a random one, drawn once."""
 
-_OWN: Final = "secfed"
-
 
 def sbom_text(
     study_digest: str, wheels: Mapping[Wheel, Path], weights: Iterable[Weights]
 ) -> str:
-    """The bill of materials: secfed, every wheel, every file of weights.
+    """The bill of materials: secfed, every other wheel, every file of weights.
 
     The serial number follows from the content and there is no date, so that the same
     content has the same bytes.
@@ -48,9 +45,9 @@ def sbom_text(
             "pip install 'secfed[bundle]'"
         ) from error
     facts = {wheel: facts_of(path) for wheel, path in wheels.items()}
-    parts = {wheel.name: _library(wheel, facts[wheel]) for wheel in wheels}
+    parts = {wheel.name: _library(wheel, said) for wheel, said in facts.items()}
     models = [_model(one) for one in weights]
-    own = parts.get(_OWN) or _library(Wheel(_OWN, secfed.__version__, ""), None)
+    own = parts[OWN]
     content = [study_digest, *(wheel.sha256 for wheel in sorted(wheels))]
     bom = Bom(
         serial_number=uuid.uuid5(_SPACE, " ".join(content)),
@@ -60,7 +57,7 @@ def sbom_text(
     bom.metadata.timestamp = None  # type: ignore[assignment]
     for wheel, said in facts.items():
         needed = [parts[name] for name in said.needs if name in parts]
-        carried = models if wheel.name == _OWN else []
+        carried = models if wheel.name == OWN else []
         bom.register_dependency(parts[wheel.name], needed + carried)
     return str(JsonV1Dot6(bom).output_as_string(indent=2)) + "\n"
 
@@ -98,11 +95,11 @@ def _sha256(component: dict[str, Any]) -> str:
     return str(digest)
 
 
-def _library(wheel: Wheel, facts: WheelFacts | None) -> Component:
+def _library(wheel: Wheel, facts: WheelFacts) -> Component:
     from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
     from packageurl import PackageURL  # noqa: PLC0415
 
-    own = wheel.name == _OWN
+    own = wheel.name == OWN
     return Component(
         name=wheel.name,
         version=wheel.version,
@@ -110,7 +107,7 @@ def _library(wheel: Wheel, facts: WheelFacts | None) -> Component:
         bom_ref=f"{wheel.name}@{wheel.version}",
         purl=PackageURL("pypi", None, wheel.name, wheel.version),
         hashes=_hashes(wheel.sha256),
-        licenses=_licences(facts.licence) if facts else [],
+        licenses=_licences(facts.licence),
     )
 
 
@@ -128,10 +125,10 @@ def _model(weights: Weights) -> Component:
 def _hashes(sha256: str) -> list[Any]:
     from cyclonedx.model import HashAlgorithm, HashType  # noqa: PLC0415
 
-    return [HashType(alg=HashAlgorithm.SHA_256, content=sha256)] if sha256 else []
+    return [HashType(alg=HashAlgorithm.SHA_256, content=sha256)]
 
 
 def _licences(text: str) -> list[Any]:
-    from cyclonedx.factory.license import LicenseFactory  # noqa: PLC0415
+    from cyclonedx.contrib.license.factories import LicenseFactory  # noqa: PLC0415
 
     return [LicenseFactory().make_from_string(text)] if text else []

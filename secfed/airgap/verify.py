@@ -18,7 +18,7 @@ from secfed.airgap.manifest import (
 )
 from secfed.airgap.sbom import read_sbom
 from secfed.airgap.weights import check_weights, weights_of
-from secfed.airgap.wheels import Wheel, named_wheel, read_requirements
+from secfed.airgap.wheels import OWN, Wheel, named_wheel, read_requirements
 from secfed.errors import VerificationError
 from secfed.manifest import MANIFEST_NAME
 from secfed.signing import fingerprint
@@ -126,6 +126,8 @@ def _check_wheels(root: Path, manifest: BundleManifest) -> tuple[set[Wheel], str
     if listed != there:
         names = sorted({wheel.name for wheel in listed ^ there})
         raise VerificationError(f"lists and wheels differ: {', '.join(names)}")
+    if (OWN, manifest.secfed) not in {(wheel.name, wheel.version) for wheel in there}:
+        raise VerificationError(f"no wheel of {OWN} {manifest.secfed}")
     return there, f"{len(there)} wheels, each in a list with its SHA-256"
 
 

@@ -21,6 +21,7 @@ from secfed.canonical import file_sha256
 from secfed.errors import BundleError, VerificationError
 
 __all__ = [
+    "OWN",
     "Wheel",
     "WheelFacts",
     "facts_of",
@@ -30,6 +31,7 @@ __all__ = [
     "wheels_in",
 ]
 
+OWN: Final = "secfed"
 _HEAD: Final = "# Written by `secfed bundle`; installed with pip's --require-hashes.\n"
 _LINE: Final = re.compile(
     r"^(?P<name>[a-z0-9-]+)==(?P<version>[A-Za-z0-9.+!]+)"
@@ -56,10 +58,10 @@ class WheelFacts:
 
 
 def wheels_in(folder: Path) -> dict[Wheel, Path]:
-    """The wheels of a folder, sorted by name.
+    """The wheels of a folder, sorted by name, secfed's among them.
 
     Raises:
-        BundleError: A file is no wheel, or one package is there twice.
+        BundleError: A file is no wheel, one package is there twice, or secfed is not.
     """
     found = {
         named_wheel(path.name, file_sha256(path)): path for path in folder.iterdir()
@@ -68,6 +70,8 @@ def wheels_in(folder: Path) -> dict[Wheel, Path]:
     for name in names:
         if names.count(name) > 1:
             raise BundleError(f"{name}: more than one wheel")
+    if OWN not in names:
+        raise BundleError(f"no wheel of {OWN} among the others")
     return dict(sorted(found.items()))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import evidence
-from faulty import toml_of
+import tomli_w
 
 from secfed.airgap import Written, write_bundle
 from secfed.signing import CoordinatorKey
@@ -40,7 +40,7 @@ def write_study(folder: Path, values: Mapping[str, Any] | None = None) -> Path:
     (folder / "base" / "model.safetensors").write_bytes(WEIGHTS)
     (folder / "base" / "config.json").write_text("{}")
     path = folder / "study.toml"
-    path.write_text(toml_of(dict(values or study_values())), "utf-8")
+    path.write_text(tomli_w.dumps(values or study_values()), "utf-8")
     return path
 
 
