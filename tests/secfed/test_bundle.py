@@ -234,8 +234,9 @@ def test_extras_follow_from_the_study() -> None:
     study = load_study_dict(bundles.study_values(), "study")
     assert extras_of(study) == ()
     assert extras_of(study, ["bundle"]) == ("bundle",)
-    example = load_study(ROOT / "examples" / "qlora" / "study.toml")
-    assert "quantised" in extras_of(example)
+    model = bundles.study_values()["model"] | {"quantisation": "int8"}
+    rounded = load_study_dict(bundles.study_values(**model), "study")
+    assert extras_of(rounded) == ("quantised",)
     demo = load_study(ROOT / "examples" / "icd10_hospitals" / "study.toml")
     assert extras_of(demo) == ("demo",)
 
