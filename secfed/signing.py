@@ -24,6 +24,7 @@ from secfed.errors import RunDirectoryError, VerificationError
 __all__ = [
     "ANSWER",
     "APPROVAL",
+    "BUNDLE",
     "KEY_REQUEST",
     "LEDGER_ENTRY",
     "MANIFEST",
@@ -48,6 +49,7 @@ ORDER = "secfed/order/1"
 ANSWER = "secfed/answer/1"
 APPROVAL = "secfed/approval/1"
 WITHDRAWAL = "secfed/approval-withdrawal/1"
+BUNDLE = "secfed/bundle/1"
 _LABELS = frozenset(
     {
         LEDGER_ENTRY,
@@ -58,6 +60,7 @@ _LABELS = frozenset(
         ANSWER,
         APPROVAL,
         WITHDRAWAL,
+        BUNDLE,
     }
 )
 

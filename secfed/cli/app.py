@@ -14,6 +14,7 @@ from secfed.cli.amplification import amplification
 from secfed.cli.approving import approve
 from secfed.cli.assign import assign
 from secfed.cli.audit import audit
+from secfed.cli.bundle import app as bundle_app
 from secfed.cli.doctor import doctor
 from secfed.cli.initial import init
 from secfed.cli.model import app as model_app
@@ -68,6 +69,7 @@ app.command("audit")(audit)
 app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(model_app, name="model")
+app.add_typer(bundle_app, name="bundle")
 app.command("strategies")(methods.strategies)
 app.command("verify")(evidence.verify)
 app.command("version")(evidence.version)

@@ -15,7 +15,7 @@ from secfed.errors import VerificationError
 if TYPE_CHECKING:
     from secfed.verify import VerificationReport
 
-__all__ = ["report", "verify", "version"]
+__all__ = ["report", "show_verification", "trusted", "verify", "version"]
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
@@ -77,29 +77,10 @@ def verify(
 
     Example: secfed verify runs/my-demo --trust 9f86d081...
     """
-    from secfed.signing import parse_fingerprint  # noqa: PLC0415
     from secfed.verify import verify_run  # noqa: PLC0415
 
-    if trust is not None:
-        try:
-            trust = parse_fingerprint(trust)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--trust") from error
-    result = verify_run(run, trust)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        _show_checks(result)
-    if result.passed:
-        return
-    if as_json:
-        raise typer.Exit(VerificationError.exit_code)
-    failures = result.failures()
-    raise VerificationError(
-        f"{run}: {len(failures)} of the checks failed, the first is "
-        f"{failures[0].name!r}: {failures[0].reason}. Do not use this run; get the "
-        "directory again from its coordinator"
-    )
+    result = verify_run(run, trusted(trust))
+    show_verification(result, as_json=as_json)
 
 
 def version(*, as_json: AsJson = False) -> None:
@@ -113,6 +94,44 @@ def version(*, as_json: AsJson = False) -> None:
         print_json({"secfed": secfed.__version__})
     else:
         show(f"secfed {secfed.__version__}")
+
+
+def trusted(fingerprint: str | None) -> str | None:
+    """What ``--trust`` says, as people write it.
+
+    Raises:
+        click.BadParameter: It is no fingerprint.
+    """
+    from secfed.signing import parse_fingerprint  # noqa: PLC0415
+
+    try:
+        return None if fingerprint is None else parse_fingerprint(fingerprint)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--trust") from error
+
+
+def show_verification(result: VerificationReport, *, as_json: bool) -> None:
+    """Print the checks, and end with their exit code.
+
+    Raises:
+        VerificationError: A check failed, and words are wanted.
+        typer.Exit: A check failed, and JSON was printed.
+    """
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _show_checks(result)
+    if result.passed:
+        return
+    if as_json:
+        raise typer.Exit(VerificationError.exit_code)
+    failures = result.failures()
+    what = "bundle" if result.kind == "bundle" else "run"
+    raise VerificationError(
+        f"{result.path}: {len(failures)} of the checks failed, the first is "
+        f"{failures[0].name!r}: {failures[0].reason}. Do not use this {what}; get the "
+        "directory again from its coordinator"
+    )
 
 
 def _show_checks(result: VerificationReport, name: str = "") -> None:

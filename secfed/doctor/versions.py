@@ -21,11 +21,12 @@ from packaging.version import InvalidVersion, Version
 
 import secfed
 from secfed.doctor.findings import Finding, failed, found, unknown, warned
+from secfed.shipped import CONSTRAINTS, pinned_versions, shipped_file
 
 __all__ = ["check_packages", "check_python", "known_versions", "required_packages"]
 
 _NAME: Final = "secfed"
-_FILE: Final = "constraints.txt"
+_FILE: Final = CONSTRAINTS
 _SHOWN: Final = 4
 
 
@@ -86,17 +87,8 @@ def known_versions() -> dict[str, str]:
 
     Empty where there is no such file.
     """
-    package = Path(secfed.__file__).parent
-    for path in (package / _FILE, package.parent / _FILE):
-        if path.is_file():
-            lines = path.read_text("utf-8").splitlines()
-            pairs = [line.split("==") for line in lines if not line.startswith("#")]
-            return {
-                canonicalize_name(pair[0]): pair[1].strip()
-                for pair in pairs
-                if len(pair) == 2  # noqa: PLR2004 - a name and a version
-            }
-    return {}
+    path = shipped_file(CONSTRAINTS)
+    return {} if path is None else pinned_versions(path)
 
 
 def _declared() -> tuple[str | None, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from secfed.signing import fingerprint, format_fingerprint, parse_fingerprint
 from secfed.study import Study, load_study_dict
 from secfed.verify.checks import Checklist
 
-__all__ = ["Bundle", "check_files", "check_study", "is_directory"]
+__all__ = [
+    "Bundle",
+    "check_digests",
+    "check_files",
+    "check_signer",
+    "check_study",
+    "is_directory",
+    "read_plain",
+]
 
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_NAMED = 8
@@ -82,8 +91,8 @@ def check_files(
     if bundle is None:
         return None, False
     found = bundle.manifest.coordinator_key
-    pinned = checklist.read("coordinator key", lambda: _check_signer(found, trust))
-    checklist.ask("files", lambda: _check_digests(bundle))
+    pinned = checklist.read("coordinator key", lambda: check_signer(found, trust))
+    checklist.ask("files", lambda: check_digests(bundle.root, bundle.manifest.files))
     checklist.ask("no other files", lambda: _check_nothing_else(bundle))
     return bundle, bool(pinned)
 
@@ -116,7 +125,13 @@ def _read_bundle(root: Path) -> tuple[Bundle, str]:
     return bundle, f"signed; it names {len(bundle.manifest.files)} files"
 
 
-def _check_signer(public_key: bytes, trust: str | None) -> tuple[bool, str]:
+def check_signer(public_key: bytes, trust: str | None) -> tuple[bool, str]:
+    """Whether a signer is the trusted one, if any, and the answer in words.
+
+    Raises:
+        VerificationError: It is another one.
+        ValueError: The trusted fingerprint is none.
+    """
     found = fingerprint(public_key)
     if trust is None:
         return False, (
@@ -132,17 +147,25 @@ def _check_signer(public_key: bytes, trust: str | None) -> tuple[bool, str]:
     return True, f"PINNED: signed by {format_fingerprint(found)}"
 
 
-def _check_digests(bundle: Bundle) -> str:
+def check_digests(root: Path, files: Mapping[str, str]) -> str:
+    """Look at every file that a manifest names.
+
+    Args:
+        root: The manifest's folder.
+        files: SHA-256 by relative path, none of which leads out of the folder.
+
+    Raises:
+        VerificationError: One is missing, no plain file, or another one.
+    """
     wrong = []
-    for name, expected in sorted(bundle.manifest.files.items()):
-        path = bundle.root / name
-        if not _is_plain_inside(bundle.root, name):
+    for name, expected in sorted(files.items()):
+        if not _is_plain_inside(root, name):
             wrong.append(f"{name}: missing or not a plain file")
-        elif file_sha256(path) != expected:
+        elif file_sha256(root / name) != expected:
             wrong.append(f"{name}: changed since the manifest was signed")
     if wrong:
         raise VerificationError(_joined(wrong))
-    return f"{len(bundle.manifest.files)} files have the digests of the manifest"
+    return f"{len(files)} files have the digests of the manifest"
 
 
 def _check_nothing_else(bundle: Bundle) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from confined import no_watch, watch
+from faulty import toml_of
 from small import EXAMPLE, small_policy, small_study, study_values
 
 from secfed.errors import BudgetExceededError, RoundAbortedError, RunDirectoryError
@@ -322,7 +324,6 @@ run_study(small_study(), EXAMPLE, Path(sys.argv[2]), small_policy(), Waits())
 
 OFFLINE = """
 import os, socket, sys
-from pathlib import Path
 
 asked = []
 
@@ -335,27 +336,33 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 # What would make libraries look at a hub, if nothing kept them from it.
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ.pop(name, None)
-sys.path.insert(0, sys.argv[1])
-from small import EXAMPLE, small_policy, small_study
-from secfed.runtime.local import run_study
-from secfed.runtime.progress import NoProgress
+from secfed.cli import main
 
-run_study(small_study(rounds=1), EXAMPLE, Path(sys.argv[2]), small_policy(), NoProgress())
-assert not asked, asked  # Nobody tried, so that nobody waited for an answer either.
+try:
+    main()
+finally:
+    assert not asked, asked  # Nobody tried, so that nobody waited for an answer either.
 """
 
 
 def test_the_main_job_needs_no_network_and_asks_for_none(
     packages: None, tmp_path: Path
 ) -> None:
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OFFLINE, here, tmp_path / "run"],
-        env={**os.environ, "PYTHONPATH": str(here.parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (tmp_path / "study.toml").write_text(toml_of(study_values(1)), "utf-8")
+    policy = (EXAMPLE / "site.toml").read_text("utf-8")
+    policy = policy.replace("min_units = 50", "min_units = 10")
+    (tmp_path / "site.toml").write_text(policy, "utf-8")
+    words = ["run", str(tmp_path / "study.toml"), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-W", "ignore", "-c", OFFLINE, *words]
+    root = str(Path(__file__).parents[2])
+    if no_watch():
+        named = {**os.environ, "PYTHONPATH": root}
+        done = subprocess.run(
+            command, env=named, capture_output=True, text=True, check=False
+        )
+    else:  # Also what is not written in Python, and what catches its errors.
+        done, tried = watch(command, tmp_path, environment={"PYTHONPATH": root})
+        assert tried == []
     assert done.returncode == 0, done.stderr
     assert verify_run(tmp_path / "run").passed
 
