@@ -28,6 +28,7 @@ DOCUMENTS = (
     "docs/amplification.md",
     "docs/deployment.md",
     "docs/deployment-speed.md",
+    "docs/airgap.md",
     "docs/resources.md",
     "docs/performance.md",
     "docs/utility.md",
@@ -207,10 +208,11 @@ def test_commands_of_the_readme_are_those_of_the_help() -> None:
 
 
 def test_options_of_the_readme_exist() -> None:
-    used = re.findall(r"secfed ([a-z]+)[^`\n]*? (--\w+)", read("README.md"))
+    used = re.findall(r"secfed ([a-z]+)( [a-z]+)?[^`\n]*? (--\w+)", read("README.md"))
     assert used
-    for command, option in used:
-        assert option in help_of(command), (command, option)
+    for command, part, option in used:
+        parts = [part.strip()] if "Commands:" in help_of(command) else []
+        assert option in help_of(command, *parts), (command, parts, option)
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
