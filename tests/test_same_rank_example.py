@@ -35,8 +35,8 @@ def test_every_study_has_the_published_setting(name: str) -> None:
     assert study.is_causal_lm
     assert len(study.sites) == 12
     small = name == "study.toml"
-    assert study.training.rounds == (10 if small else 20)
-    assert study.training.steps_per_round == (10 if small else 25)
+    assert study.training.rounds == (4 if small else 20)
+    assert study.training.steps_per_round == 25
     assert study.adapter.lora_alpha == 2 * study.adapter.r == 16
     assert study.model.sha256 in policy.allowed_model_sha256
     assert study.compare is not None

@@ -35,7 +35,10 @@ def main() -> int:
     run = options.run or Path("runs") / folder.name.replace("_", "-")
     grid_file = run / "grid.json"
     if not grid_file.is_file():
-        print(f"{run}: no grid is there; {_compare(folder, run)}", file=sys.stderr)  # noqa: T201
+        print(
+            f"{run}: no grid is there; {_compare(folder, run, options.jobs)}",
+            file=sys.stderr,
+        )  # noqa: T201
         return 2
     if failures := verify_run(run).failures():
         print(f"{run}: does not verify: {failures[0].reason}", file=sys.stderr)  # noqa: T201
@@ -43,7 +46,9 @@ def main() -> int:
     grid = json.loads(grid_file.read_text(encoding="utf-8"))
     study = json.loads((run / "study.json").read_text(encoding="utf-8"))
     kind = (study.get("task") or {}).get("kind")
-    value = write_json(_summary(grid, kind, folder, run), folder / "result.json")
+    command = _compare(folder, run, options.jobs)
+    found = _summary(grid, kind, folder, run, command)
+    value = write_json(found, folder / "result.json")
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8")
     readme.write_text(with_result(text, value), encoding="utf-8")
@@ -116,12 +121,12 @@ def _cell_title(cell: Mapping[str, Any]) -> str:
 
 
 def _summary(
-    grid: Mapping[str, Any], kind: str | None, folder: Path, run: Path
+    grid: Mapping[str, Any], kind: str | None, folder: Path, run: Path, command: str
 ) -> dict[str, Any]:
     """The parts of ``grid.json`` that a reader compares, with how to repeat them."""
     collect = ["grid_result.py", folder.as_posix(), "--run", run.as_posix()]
     made = stamp(collect[0], collect[1:], _PACKAGES)
-    made["commands"] = [_compare(folder, run), made.pop("command")]
+    made["commands"] = [command, made.pop("command")]
     cells = [
         {axis: cell[axis] for axis in _AXES if axis in cell and _is_set(cell, axis)}
         for cell in grid["cells"]
@@ -141,16 +146,16 @@ def _is_set(cell: Mapping[str, Any], axis: str) -> bool:
     return axis == "epsilon" or cell[axis] is not None
 
 
-def _compare(folder: Path, run: Path) -> str:
-    return (
-        f"secfed compare {folder.as_posix()}/study.toml --out {run.as_posix()} --jobs 2"
-    )
+def _compare(folder: Path, run: Path, jobs: int) -> str:
+    study = f"{folder.as_posix()}/study.toml"
+    return f"secfed compare {study} --out {run.as_posix()} --jobs {jobs}"
 
 
 def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of the study, with README.md")
     parser.add_argument("--run", type=Path, help="default: runs/NAME of the folder")
+    parser.add_argument("--jobs", type=int, default=2, help="of the run; default: 2")
     return parser.parse_args(arguments)
 
 
