@@ -85,7 +85,7 @@ def site_outlooks(
         DataError: The records do not fit the study.
     """
     from secfed.data import load_sites  # noqa: PLC0415
-    from secfed.policy import check  # noqa: PLC0415
+    from secfed.policy import MOMENTARY, check  # noqa: PLC0415
     from secfed.privacy.asked import plan_for  # noqa: PLC0415
     from secfed.privacy.held_back import evaluation_events  # noqa: PLC0415
 
@@ -101,7 +101,7 @@ def site_outlooks(
             except PlanError as error:
                 reasons.append(str(error))
         try:
-            check(policy, study, data.sites[site].num_units)
+            check(policy, study, data.sites[site].num_units, without=MOMENTARY)
         except PolicyError as error:
             reasons.append(str(error))
         if plan is not None and whole:

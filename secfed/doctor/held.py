@@ -10,7 +10,7 @@ from secfed.data.own import load_own
 from secfed.doctor.findings import Finding, failed, found
 from secfed.errors import DataError, ModelError, PolicyError, SecfedError, StudyError
 from secfed.model_files import WEIGHTS, find_model
-from secfed.policy import SitePolicy, load_policy
+from secfed.policy import MOMENTARY, SitePolicy, load_policy
 from secfed.policy import check as check_policy
 from secfed.runtime.keys import read_site_keys
 from secfed.runtime.roster import Roster
@@ -96,7 +96,7 @@ def check_records(
     try:
         for held in data.sites.values():
             if policy is not None:
-                check_policy(policy, study, held.num_units)
+                check_policy(policy, study, held.num_units, without=MOMENTARY)
     except PolicyError as error:
         mend = "the policy outranks the study: ask for another study, or its operator"
         return failed("records", str(error), mend)

@@ -147,7 +147,8 @@ def prepare_data(
     plans = plan_sites(study, data.nominal_units)
     if policy is not None:
         for site in data.sites.values():
-            check_policy(policy, study, site.num_units)
+            # Hours are asked at every round: a site may wait for them.
+            check_policy(policy, study, site.num_units, without=("hours",))
     names = data.label_names
     teaching = open_teaching(study, base_dir, names, speaks=bool(data.sites))
     progress.phase("loading the base model")

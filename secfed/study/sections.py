@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PlainValidator,
@@ -146,6 +148,17 @@ WITHOUT_PRIVACY: Final = "inf"
 Epsilon = Annotated[float | Literal["inf"], PlainValidator(_epsilon)]
 
 
+def _day(text: str) -> str:
+    """A day as 2027-03-31, which sorts as time does."""
+    try:
+        found = date.fromisoformat(text).isoformat()
+    except ValueError:
+        found = ""
+    if found != text:
+        raise ContradictionError("", f"{text!r} is not a day like '2027-03-31'")
+    return text
+
+
 def check_method(key: str, name: str) -> None:
     """Refuse a method that is unknown or that cannot run under masking."""
     if name in REFUSED_METHODS:
@@ -172,6 +185,17 @@ class StudySection(Table):
 
     name: SiteName
     title: Text
+    # Who gets the release besides the sites and the coordinator, and the last day
+    # (UTC) on which a round may begin. Sites approve both with the study.
+    recipients: Texts | None = None
+    expires: Annotated[str, AfterValidator(_day)] | None = None
+
+    @model_validator(mode="after")
+    def _recipients(self) -> Self:
+        if self.recipients is not None and not self.recipients:
+            raise ContradictionError("recipients", "name somebody, or leave it out")
+        _require_unique("recipients", self.recipients or ())
+        return self
 
 
 class PartitionSection(Table):
