@@ -15,6 +15,7 @@ from secfed.cli.assign import assign
 from secfed.cli.audit import audit
 from secfed.cli.doctor import doctor
 from secfed.cli.model import app as model_app
+from secfed.cli.operations import app as operations_app
 from secfed.cli.output import SecfedGroup, tell
 
 __all__ = ["app", "main"]
@@ -62,6 +63,7 @@ app.command("audit")(audit)
 app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(model_app, name="model")
+app.add_typer(operations_app, name="operations")
 app.command("strategies")(methods.strategies)
 app.command("verify")(evidence.verify)
 app.command("version")(evidence.version)
