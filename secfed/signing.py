@@ -27,6 +27,7 @@ __all__ = [
     "LEDGER_ENTRY",
     "MANIFEST",
     "ORDER",
+    "RECORD",
     "ROSTER",
     "CoordinatorKey",
     "fingerprint",
@@ -43,7 +44,10 @@ ROSTER = "secfed/roster/1"
 KEY_REQUEST = "secfed/key-request/1"
 ORDER = "secfed/order/1"
 ANSWER = "secfed/answer/1"
-_LABELS = frozenset({LEDGER_ENTRY, MANIFEST, ROSTER, KEY_REQUEST, ORDER, ANSWER})
+RECORD = "secfed/operations-record/1"
+_LABELS = frozenset(
+    {LEDGER_ENTRY, MANIFEST, ROSTER, KEY_REQUEST, ORDER, ANSWER, RECORD}
+)
 
 _SECRET_BYTES = 32
 _PUBLIC_BYTES = 32

@@ -14,6 +14,7 @@ from secfed.cli.amplification import amplification
 from secfed.cli.assign import assign
 from secfed.cli.audit import audit
 from secfed.cli.doctor import doctor
+from secfed.cli.incidents import incident, withdraw
 from secfed.cli.model import app as model_app
 from secfed.cli.operations import app as operations_app
 from secfed.cli.output import SecfedGroup, tell
@@ -55,6 +56,8 @@ app.add_typer(deployment.keys_app, name="keys")
 app.command("join")(deployment.join)
 app.command("status")(deployment.status)
 app.command("stop")(deployment.stop)
+app.command("withdraw")(withdraw)
+app.command("incident")(incident)
 app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
 app.command("doctor")(doctor)

@@ -5,6 +5,7 @@ the one before. What can be said is a closed list (``kinds``): no record, no per
 number of records, no free text.
 """
 
+from secfed.operations.errors_as_events import ended, left
 from secfed.operations.kinds import INCIDENTS, KINDS, Fields, UnknownEventError
 from secfed.operations.log import LOG_NAME, OperationsLog
 from secfed.operations.reading import Checked, Line, read_log, selected
@@ -18,6 +19,8 @@ __all__ = [
     "Line",
     "OperationsLog",
     "UnknownEventError",
+    "ended",
+    "left",
     "read_log",
     "selected",
 ]

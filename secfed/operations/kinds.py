@@ -85,7 +85,7 @@ _FIELDS: Final[Mapping[str, Callable[[object], bool]]] = {
     "phase": _one_of(*_PHASES),
     "reason": _one_of("policy", "budget", "failed"),
     "rules": _list_of(_text(r"[a-z0-9_.]{1,40}")),
-    "error": _text(r"[A-Za-z]{1,60}"),
+    "error": _text(r"[A-Za-z_][A-Za-z0-9_]{0,59}"),
     "percent": _number(_STEPS),
     "file": _one_of("study", "policy", "site", "roster"),
     "sha256": _sha256,

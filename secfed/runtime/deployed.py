@@ -48,6 +48,7 @@ from secfed.strategies.base import ServerState
 __all__ = ["Deadlines", "RemoteSites"]
 
 _LEFT_BEFORE_KEYS: Final = "adapter"
+_WORDS: Final = ("policy", "budget")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class RemoteSites:
         result = sum_under_masks(coordinator, link, here)
         for sentence in result.suspected:
             self.progress.note(sentence)
+        for site in coordinator.blamed:
+            self.refused(site, round_number, "FaultyClientError")
         charged = self.accounts.charges(round_number)
         dropouts = {
             site: phase or (_LEFT_BEFORE_KEYS if site in charged else "")
@@ -137,6 +140,10 @@ class RemoteSites:
             bytes_up=coordinator.bytes_up,
             bytes_down=coordinator.bytes_down + len(broadcast) * len(here),
         )
+
+    def refused(self, site: str, number: int, error: str) -> None:
+        """Tell the operations log that a message was refused."""
+        self.progress.event("message-refused", site=site, round=number, error=error)
 
     def _away(self, here: Collection[str]) -> list[str]:
         missing = sorted(self.accounts.identities.keys() - set(here))
@@ -221,6 +228,11 @@ class _Away:
                 yield site, sealed.body
         for site in sorted(orders.keys() - done):
             self.sites.progress.note(f"{site} gave no answer to {phase} in time")
+            self._event("deadline-missed", site, phase)
+
+    def _event(self, kind: str, site: str, phase: str, **fields: str) -> None:
+        at = {"site": site, "phase": phase, **fields}
+        self.sites.progress.event(kind, round=self.round, **at)
 
     def _order(self, phase: str, site: str, seconds: float) -> Order:
         return Order(
@@ -240,9 +252,11 @@ class _Away:
             answer = sealed.open_answer(self.sites.accounts.identities[site])
         except VerificationError as error:
             self.sites.progress.note(f"an answer in {site}'s name is refused: {error}")
+            self.sites.refused(site, self.round, type(error).__name__)
             return None
         if answer.site != site or answer.order != orders[site].digest:
             self.sites.progress.note(f"an answer of {site} is to another order")
+            self.sites.refused(site, self.round, "VerificationError")
             return None
         return answer
 
@@ -255,8 +269,13 @@ class _Away:
                     self.sites.progress.note(f"{site} names no reservation")
                     return False
                 accounts.reserved(self.round, site, answer.budget_head)
+                self.sites.progress.event(
+                    "budget-reserved", site=site, round=self.round
+                )
             return True
         self.sites.progress.note(f"{site} declines {phase}: {answer.status}")
+        reason = answer.status if answer.status in _WORDS else "failed"
+        self._event("site-declined", site, phase, reason=reason)
         refusal = self._refusal(answer)
         if refusal is not None:
             self.refusals.append(refusal)

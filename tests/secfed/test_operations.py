@@ -321,7 +321,7 @@ def test_a_changed_file_is_told_also_after_a_new_file(tmp_path: Path) -> None:
 
 def test_the_command_filters_and_prints_json(log: OperationsLog) -> None:
     path = filled(log)
-    log.about(study=DIGEST).event("budget-refused")
+    log.about(study=DIGEST).event("budget-refused", site="north")
     assert len(run("show", str(path)).output.splitlines()) == 6
     shown = json.loads(run("show", str(path), "--level", "warning", "--json").output)
     assert [e["event.action"] for e in shown["events"]] == ["budget-refused"]
