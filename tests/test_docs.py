@@ -233,7 +233,9 @@ def test_options_of_the_readme_exist() -> None:
 @pytest.mark.parametrize("document", GOVERNANCE)
 def test_commands_of_a_page_for_reviewers_exist(document: str) -> None:
     text = read(document)
-    spans = re.findall(r"`([^`\n]*)`", text) + re.findall(r"^ {4}(.*)$", text, re.M)
+    spans = re.findall(r"`([^`\n]*)`", text) + re.findall(
+        r"^ {4}(.*)$", text, re.MULTILINE
+    )
     used = [span.split() for span in spans if span.startswith("secfed ")]
     assert used
     for _, name, *rest in used:
@@ -249,7 +251,7 @@ def test_every_event_of_the_operations_log_is_on_the_page() -> None:
     listed = read("docs/for-it-security.md").split("| event.action |")[1]
     table = listed.split("\n\n")[0]
     assert set(
-        re.findall(r"`([a-z-]+-[a-z]+|started|interrupted|failed)`", table)
+        re.findall(r"`([a-z-]+-[a-z]+|started|interrupted|failed|withdrawn)`", table)
     ) == set(KINDS)
 
 
