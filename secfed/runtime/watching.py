@@ -79,8 +79,8 @@ class LoggedProgress:
 def log_of_run(run_dir: Path, study: Study, run_id: str, role: str) -> OperationsLog:
     """The operations log of a run directory."""
     path = run_dir / "private" / LOG_NAME
-    about = {"study": study.digest(), "run": run_id.partition("/")[0], "role": role}
-    return OperationsLog(path, **about)
+    run = run_id.partition("/")[0]
+    return OperationsLog(path, study=study.digest(), run=run, role=role)
 
 
 @contextmanager

@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from secfed.canonical import file_sha256
 from secfed.cli import app
-from secfed.operations import INCIDENTS, KINDS, read_log
+from secfed.errors import VerificationError
+from secfed.operations import INCIDENTS, read_log
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
 from secfed.runtime.keys import make_authority, make_site_keys
 from secfed.runtime.roster import make_roster, read_request
+from secfed.runtime.signed_records import read_record
 from secfed.signing import load_or_create
 from secfed.study import Study
 
@@ -101,7 +103,9 @@ def test_every_changed_byte_of_a_record_is_found(tmp_path: Path) -> None:
     assert b'"runs":[]' in good
     for place in range(0, len(good) - 1, 7):
         out.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        assert call("operations", "record", out).exit_code == 3, place
+        with pytest.raises(VerificationError):
+            read_record(out.read_bytes(), out)
+    assert call("operations", "record", out).exit_code == 3
 
 
 def test_a_withdrawal_from_a_rehearsal_states_no_bound(tmp_path: Path) -> None:
@@ -130,5 +134,5 @@ def test_incidents_are_of_a_closed_list_signed_and_logged(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", INCIDENTS)
 def test_the_help_names_every_incident(kind: str) -> None:
-    assert kind in " ".join(call("incident", "--help").output.split())
-    assert "incident-recorded" in KINDS
+    # A line may end at any hyphen.
+    assert kind in "".join(call("incident", "--help").output.split())
