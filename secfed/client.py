@@ -21,7 +21,7 @@ from protocols.secagg import client as secagg
 from protocols.secagg.params import SessionParams
 from secfed.codec import Codec, RingArray
 from secfed.errors import PolicyError
-from secfed.policy import SitePolicy
+from secfed.policy import SitePolicy, require_running
 from secfed.policy import check as check_policy
 from secfed.privacy.accounting import DpEvent
 from secfed.privacy.budget import Budget, Receipt
@@ -161,7 +161,8 @@ class SiteRound:
     """One round of one site, from the received adapter to the revealed shares.
 
     Methods are called in the order of the phases; each returns the one message
-    for the coordinator. A failed step sends nothing, and the site is a dropout.
+    for the coordinator. A failed step sends nothing, and the site is a dropout. Each
+    asks the kill switch first: what was sent is sent, and nothing more is.
     """
 
     def __init__(
@@ -180,6 +181,16 @@ class SiteRound:
         self._state: object = None
         self._vector: RingVector | None = None
 
+    @property
+    def number(self) -> int:
+        """The round, from 1."""
+        return self._params.round
+
+    @property
+    def charged(self) -> bool:
+        """Whether a privacy budget pays for the round."""
+        return isinstance(self._guard, BudgetGuard)
+
     def advertise(self, model_digest: bytes, stream: RandomStream) -> bytes:
         """Ask policy and budget, then make this session's keys.
 
@@ -187,6 +198,7 @@ class SiteRound:
             model_digest: Of the adapter bytes and base that *this site* received.
             stream: The site's cryptographic randomness.
         """
+        require_running(self.site.policy)
         self._guard.before_training(self.site, self._study, self._params.round)
         self._state, message = secagg.advertise_keys(
             self._params,
@@ -199,6 +211,7 @@ class SiteRound:
 
     def share(self, roster: bytes, stream: RandomStream) -> bytes:
         """Check the roster and share this session's secrets."""
+        require_running(self.site.policy)
         self._state, message = secagg.share_keys(
             self._expect(secagg.Advertised),
             roster,
@@ -210,6 +223,7 @@ class SiteRound:
         self, train: Callable[[Site], Contribution], stream: RandomStream
     ) -> LocalUpdate:
         """Train and encode; the encoded payload stays here until it is masked."""
+        require_running(self.site.policy)
         trained = train(self.site)
         encoded = self._codec.encode(trained.payload, stream)
         lane = self._codec.lane.encode(encoded.saturated)
@@ -234,6 +248,7 @@ class SiteRound:
         Raises:
             ValueError: No evaluation was reserved; nothing was computed.
         """
+        require_running(self.site.policy)
         plan = self.site.evaluation
         if plan is None or not isinstance(self._guard, EvaluationGuard):
             raise ValueError("an evaluation is reserved before it is computed")
@@ -280,6 +295,7 @@ class SiteRound:
         """Mask the encoded update with those whose boxes opened; spends the round."""
         if self._vector is None:
             raise ValueError("train before masking")
+        require_running(self.site.policy)
         self._guard.before_sending()
         self._state, message = secagg.mask_input(
             self._expect(secagg.KeysShared), delivery, self._vector
@@ -289,6 +305,7 @@ class SiteRound:
 
     def confirm(self, survivors: bytes) -> bytes:
         """Sign the list of survivors that this site was shown."""
+        require_running(self.site.policy)
         self._state, message = secagg.confirm_survivors(
             self._expect(secagg.InputMasked), survivors
         )
@@ -296,6 +313,7 @@ class SiteRound:
 
     def reveal(self, confirmations: bytes) -> bytes:
         """Reveal one share per neighbour, after enough others confirmed the list."""
+        require_running(self.site.policy)
         self._state, message = secagg.unmask(
             self._expect(secagg.SurvivorsConfirmed), confirmations
         )

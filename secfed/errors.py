@@ -126,9 +126,18 @@ class TrainingError(SecfedError):
 
 
 class PolicyError(SecfedError):
-    """A site's own policy does not allow what the study asks."""
+    """A site's own policy does not allow what the study asks.
+
+    Args:
+        message: What refuses, and what to do next.
+        rules: The keys of the rules that refuse, where rules do.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, rules: Sequence[str] = ()) -> None:
+        self.rules = tuple(rules)
+        super().__init__(message)
 
 
 class BudgetExceededError(SecfedError):

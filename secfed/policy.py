@@ -21,6 +21,7 @@ __all__ = [
     "Verdict",
     "check",
     "load_policy",
+    "require_running",
     "verdicts",
 ]
 
@@ -86,8 +87,21 @@ def check(
     if refusals:
         listed = "".join(f"\n  - {text}" for text in refusals)
         raise PolicyError(
-            f"the policy of {policy.population!r} refuses study {study.name!r}:{listed}"
+            f"the policy of {policy.population!r} refuses study {study.name!r}:"
+            f"{listed}",
+            [verdict.key for verdict in found if verdict.refusal],
         )
+
+
+def require_running(policy: SitePolicy) -> None:
+    """Ask the kill switch alone; a site does before every step of a round.
+
+    Raises:
+        PolicyError: The stop file is there, or nobody can look.
+    """
+    stop = _stop(policy)
+    if stop.refusal:
+        raise PolicyError(stop.refusal, [stop.key])
 
 
 def verdicts(
@@ -328,19 +342,20 @@ def _hours(asked: _Asked) -> list[Verdict]:
     ]
 
 
-def _stop(asked: _Asked) -> list[Verdict]:
+def _stopped(asked: _Asked) -> list[Verdict]:
+    return [_stop(asked.policy)]
+
+
+def _stop(policy: SitePolicy) -> Verdict:
     """The kill switch; whoever cannot look takes it for pulled."""
-    path = asked.policy.stop_file
-    return [
-        _verdict(
-            "stop",
-            "stop_file",
-            "nobody has stopped this site",
-            path is None or not _pulled(Path(path)),
-            f"the site is stopped: {path}; its operator starts it again with "
-            "`secfed policy start`",
-        )
-    ]
+    path = policy.stop_file
+    return _verdict(
+        "stop",
+        "stop_file",
+        "nobody has stopped this site",
+        path is None or not _pulled(Path(path)),
+        f"the site is stopped: {path}; its operator starts it again by removing it",
+    )
 
 
 def _pulled(path: Path) -> bool:
@@ -385,5 +400,5 @@ _RULES: tuple[_Rule, ...] = (
     _recipients,
     _expiry,
     _hours,
-    _stop,
+    _stopped,
 )

@@ -29,6 +29,7 @@ __all__ = [
     "LEDGER_ENTRY",
     "MANIFEST",
     "ORDER",
+    "RECORD",
     "ROSTER",
     "WITHDRAWAL",
     "CoordinatorKey",
@@ -50,6 +51,7 @@ ANSWER = "secfed/answer/1"
 APPROVAL = "secfed/approval/1"
 WITHDRAWAL = "secfed/approval-withdrawal/1"
 BUNDLE = "secfed/bundle/1"
+RECORD = "secfed/operations-record/1"
 _LABELS = frozenset(
     {
         LEDGER_ENTRY,
@@ -61,6 +63,7 @@ _LABELS = frozenset(
         APPROVAL,
         WITHDRAWAL,
         BUNDLE,
+        RECORD,
     }
 )
 

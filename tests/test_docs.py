@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from secfed import errors
 from secfed.cli import app
+from secfed.operations import KINDS
 from secfed.study import load_study_dict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,9 @@ DOCUMENTS = (
     "docs/deployment.md",
     "docs/deployment-speed.md",
     "docs/airgap.md",
+    "docs/evidence-map.md",
+    "docs/for-dpo.md",
+    "docs/for-it-security.md",
     "docs/resources.md",
     "docs/performance.md",
     "docs/utility.md",
@@ -52,6 +56,9 @@ DOCUMENTS = (
     "examples/sst2/README.md",
     "docs/formal/README.md",
 )
+
+
+GOVERNANCE = ("docs/evidence-map.md", "docs/for-dpo.md", "docs/for-it-security.md")
 
 
 def read(name: str) -> str:
@@ -139,6 +146,17 @@ def test_named_tests_exist(document: str) -> None:
         assert function.startswith("test_"), name
 
 
+@pytest.mark.parametrize("document", GOVERNANCE)
+def test_tests_and_claims_that_a_page_for_reviewers_names_exist(document: str) -> None:
+    for name in named_tests(document):
+        path, function = name.split("::")
+        assert re.search(rf"^def {function}\b", read(path), re.MULTILINE), name
+    claimed = {int(n) for n in re.findall(r"\*\*SC-(\d+)\.\*\*", read("SECURITY.md"))}
+    named = {int(number) for number in re.findall(r"SC-(\d+)", read(document))}
+    assert named
+    assert named <= claimed
+
+
 def test_every_claim_has_a_test_and_a_number() -> None:
     claims = read("SECURITY.md").split("## Claims")[1].split("## Not claimed")[0]
     parts = re.split(r"\*\*SC-(\d+)\.\*\*", claims)[1:]
@@ -213,6 +231,31 @@ def test_options_of_the_readme_exist() -> None:
     for command, part, option in used:
         parts = [part.strip()] if "Commands:" in help_of(command) else []
         assert option in help_of(command, *parts), (command, parts, option)
+
+
+@pytest.mark.parametrize("document", GOVERNANCE)
+def test_commands_of_a_page_for_reviewers_exist(document: str) -> None:
+    text = read(document)
+    spans = re.findall(r"`([^`\n]*)`", text) + re.findall(
+        r"^ {4}(.*)$", text, re.MULTILINE
+    )
+    used = [span.split() for span in spans if span.startswith("secfed ")]
+    assert used
+    for _, name, *rest in used:
+        command = [name]
+        if rest and "Commands:" in help_of(name) and not rest[0][0].isupper():
+            command.append(rest[0])
+        described = help_of(*command)
+        for option in (word for word in rest if word.startswith("--")):
+            assert option in described, (command, option)
+
+
+def test_every_event_of_the_operations_log_is_on_the_page() -> None:
+    listed = read("docs/for-it-security.md").split("| event.action |")[1]
+    table = listed.split("\n\n")[0]
+    assert set(
+        re.findall(r"`([a-z-]+-[a-z]+|started|interrupted|failed|withdrawn)`", table)
+    ) == set(KINDS)
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:

@@ -16,8 +16,10 @@ from secfed.cli.assign import assign
 from secfed.cli.audit import audit
 from secfed.cli.bundle import app as bundle_app
 from secfed.cli.doctor import doctor
+from secfed.cli.incidents import incident, withdraw
 from secfed.cli.initial import init
 from secfed.cli.model import app as model_app
+from secfed.cli.operations import app as operations_app
 from secfed.cli.output import SecfedGroup, tell
 from secfed.cli.policies import policy_app
 
@@ -61,6 +63,8 @@ app.command("approve")(approve)
 app.add_typer(policy_app, name="policy")
 app.command("status")(deployment.status)
 app.command("stop")(deployment.stop)
+app.command("withdraw")(withdraw)
+app.command("incident")(incident)
 app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
 app.command("doctor")(doctor)
@@ -70,6 +74,7 @@ app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(model_app, name="model")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(operations_app, name="operations")
 app.command("strategies")(methods.strategies)
 app.command("verify")(evidence.verify)
 app.command("version")(evidence.version)

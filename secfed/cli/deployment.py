@@ -334,11 +334,11 @@ def run_site(
     """
     from secfed.runtime.ending import ending_on_sigterm  # noqa: PLC0415
     from secfed.runtime.flower.site import Connection, work  # noqa: PLC0415
-    from secfed.runtime.site_file import open_site  # noqa: PLC0415
+    from secfed.runtime.watched_site import open_watched_site  # noqa: PLC0415
 
     with ending_on_sigterm():
         with progress_for() as progress:
-            ready = open_site(site, progress, _say, rehearsal=rehearsal)
+            ready = open_watched_site(site, progress, _say, rehearsal=rehearsal)
         link = Connection(ready.roster.address, ready.authority, ready.keys.node_file)
         _say(f"ready; connecting to {ready.roster.address}")
         try:
@@ -350,6 +350,7 @@ def run_site(
                 _say,
             )
         except KeyboardInterrupt:
+            ready.worker.event("interrupted")
             _end_at_once(ready.worker, INTERRUPTED)
             raise
         tell_alarms(ready.worker.budget_file)

@@ -6,7 +6,7 @@ Both write to standard error and implement ``secfed.runtime.progress.Progress``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -128,6 +128,9 @@ class LineProgress:
         """Write a line."""
         self._write(f"note: {text}")
 
+    def event(self, kind: str, **fields: str | int | Sequence[str]) -> None:
+        """Nothing to show: it is for the operations log."""
+
     def finished_round(self, metrics: Mapping[str, Any]) -> None:
         """Write a line."""
         self._write(round_line(self._at.arm_name, self._at.rounds, metrics))
@@ -198,6 +201,9 @@ class LiveProgress:
     def note(self, text: str) -> None:
         """Write a line above the bars."""
         self.bars.console.print(Text(text, style="yellow"), soft_wrap=True)
+
+    def event(self, kind: str, **fields: str | int | Sequence[str]) -> None:
+        """Nothing to show: it is for the operations log."""
 
     def finished_round(self, metrics: Mapping[str, Any]) -> None:
         """Write a line above the bars and move the first one."""

@@ -20,7 +20,7 @@ from secfed.report.html import build_report
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, POOLED
 from secfed.report.tables import write_csv
 from secfed.runtime.classes import keep_classes
-from secfed.runtime.directory import create_run, write_atomically
+from secfed.runtime.directory import RunRecord, create_run, write_atomically
 from secfed.runtime.local import run_arm
 from secfed.runtime.partition import keep_partition
 from secfed.runtime.pooled import RULE, pooled_plan, run_pooled
@@ -28,6 +28,7 @@ from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm
 from secfed.runtime.scores import reference_scores
 from secfed.runtime.setup import open_budget, prepare, with_seed_of
+from secfed.runtime.watching import watched
 from secfed.signing import load_or_create
 from secfed.strategies import check_maskable, check_ranks, get_strategy, strategy_of
 from secfed.study import Study
@@ -67,6 +68,23 @@ def run_comparison(
     record = create_run(
         run_dir, study, base_dir, policy, kind="compare", methods=methods, seeds=seeds
     )
+    with watched(run_dir, study, record.run_id, progress, policy=policy) as logged:
+        return _compared(
+            study, base_dir, run_dir, arms, record, policy, logged, started
+        )
+
+
+def _compared(
+    study: Study,
+    base_dir: Path,
+    run_dir: Path,
+    arms: Sequence[Arm],
+    record: RunRecord,
+    policy: SitePolicy,
+    progress: Progress,
+    started: float,
+) -> dict[str, Any]:
+    """Every arm, one after the other, and what they say together."""
     private = run_dir / "private"
     (run_dir / "manifest.json").unlink(missing_ok=True)
     summaries: list[dict[str, Any]] = []

@@ -55,6 +55,7 @@ from secfed.types import Adapter
 __all__ = ["Deadlines", "RemoteSites"]
 
 _LEFT_BEFORE_KEYS: Final = "adapter"
+_WORDS: Final = ("policy", "budget")
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,8 @@ class RemoteSites:
         result = sum_under_masks(coordinator, link, here)
         for sentence in result.suspected:
             self.progress.note(sentence)
+        for site in coordinator.blamed:
+            self.refused(site, task.round, "FaultyClientError")
         charged = self.accounts.charges_of(task)
         dropouts = {
             site: phase or (_LEFT_BEFORE_KEYS if site in charged else "")
@@ -169,6 +172,10 @@ class RemoteSites:
         }
         down = coordinator.bytes_down + len(broadcast) * len(here)
         return replace(result, dropouts=dropouts), coordinator.bytes_up, down
+
+    def refused(self, site: str, number: int, error: str) -> None:
+        """Tell the operations log that a message was refused."""
+        self.progress.event("message-refused", site=site, round=number, error=error)
 
     def _away(self, names: Collection[str], here: Collection[str]) -> list[str]:
         missing = sorted(set(names) - set(here))
@@ -253,6 +260,11 @@ class _Away:
                 yield site, sealed.body
         for site in sorted(orders.keys() - done):
             self.sites.progress.note(f"{site} gave no answer to {phase} in time")
+            self._event("deadline-missed", site, phase)
+
+    def _event(self, kind: str, site: str, phase: str, **fields: str) -> None:
+        at = {"site": site, "phase": phase, **fields}
+        self.sites.progress.event(kind, round=self.task.round, **at)
 
     def _order(self, phase: str, site: str, seconds: float) -> Order:
         run_id = self.sites.run_id
@@ -273,9 +285,11 @@ class _Away:
             answer = sealed.open_answer(self.sites.accounts.identities[site])
         except VerificationError as error:
             self.sites.progress.note(f"an answer in {site}'s name is refused: {error}")
+            self.sites.refused(site, self.task.round, type(error).__name__)
             return None
         if answer.site != site or answer.order != orders[site].digest:
             self.sites.progress.note(f"an answer of {site} is to another order")
+            self.sites.refused(site, self.task.round, "VerificationError")
             return None
         return answer
 
@@ -288,8 +302,13 @@ class _Away:
                     self.sites.progress.note(f"{site} names no reservation")
                     return False
                 accounts.reserved(self.task, site, answer.budget_head)
+                self.sites.progress.event(
+                    "budget-reserved", site=site, round=self.task.round
+                )
             return True
         self.sites.progress.note(f"{site} declines {phase}: {answer.status}")
+        reason = answer.status if answer.status in _WORDS else "failed"
+        self._event("site-declined", site, phase, reason=reason)
         refusal = self._refusal(answer)
         if refusal is not None:
             self.refusals.append(refusal)

@@ -32,6 +32,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from protocols.keys import KEY_BYTES, SigningKey, generate_identity
 from secfed.errors import RunDirectoryError, VerificationError
 from secfed.runtime.roster import make_request
+from secfed.signing import RECORD, framed
 
 __all__ = [
     "AUTHORITY_NAME",
@@ -65,6 +66,10 @@ class SiteKeys:
     def request(self, site: str) -> bytes:
         """The signed request that goes to the coordinator."""
         return make_request(self.identity, site, self.node_public)
+
+    def sign_record(self, message: bytes) -> bytes:
+        """Sign a withdrawal or an incident; 64 bytes."""
+        return self.identity.sign(framed(RECORD, message))
 
     def __repr__(self) -> str:
         return "SiteKeys(<private>)"

@@ -30,6 +30,7 @@ from secfed.runtime.rounds import RoundResult, play_alone, play_round
 from secfed.runtime.scores import mean_scores, scores_of
 from secfed.runtime.setup import Prepared, prepare
 from secfed.runtime.site_training import contribute, view_of
+from secfed.runtime.watching import budget_alarms, watched
 from secfed.signing import load_or_create
 from secfed.strategies import check_maskable, check_ranks, strategy_of
 from secfed.strategies.base import ServerState, Strategy
@@ -62,13 +63,14 @@ def run_study(
         check_policy(policy, study, _MANY_UNITS)
     record = create_run(run_dir, study, base_dir, policy, kind="run")
     keep_partition(study, base_dir, run_dir / "private")
-    prepared = prepare(study, base_dir, policy, progress)
-    keep_classes(prepared.records, prepared.label_names, run_dir / "private")
-    arm = Arm(name=study.training.method, study=study)
-    progress.arm(arm.name, 1, 1)
-    return run_arm(
-        arm, prepared, run_dir, run_dir / "private", record.run_id, policy, progress
-    )
+    with watched(run_dir, study, record.run_id, progress, policy=policy) as logged:
+        prepared = prepare(study, base_dir, policy, logged)
+        keep_classes(prepared.records, prepared.label_names, run_dir / "private")
+        arm = Arm(name=study.training.method, study=study)
+        logged.arm(arm.name, 1, 1)
+        return run_arm(
+            arm, prepared, run_dir, run_dir / "private", record.run_id, policy, logged
+        )
 
 
 def run_arm(
@@ -92,7 +94,12 @@ def run_arm(
     local = LocalSites(arm.study, prepared, private_dir, charged, policy, arm.name)
     with ArmRecord(arm, prepared, arm_dir, charged, local, key) as record:
         player = _Here(arm, prepared, strategy, record, local, progress)
-        return run_rounds(record, prepared, strategy, player, arm_dir, progress)
+        result = run_rounds(record, prepared, strategy, player, arm_dir, progress)
+    if policy.budget_dir is not None:
+        for site, budget in local.budgets.items():
+            if alarm := budget_alarms(budget, policy.population):
+                progress.event("budget-alarm", site=site, **alarm)
+    return result
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 A run reports through this interface and never prints; the command line draws
 it on a terminal or writes plain lines. Nothing passed here is private: it is
-what the coordinator and the simulator may know.
+what the coordinator and the simulator may know. An ``event`` is for the operations
+log (``secfed.runtime.watching``) and for nobody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 __all__ = ["NoProgress", "Progress"]
@@ -31,6 +32,9 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something worth a line, for example a dropout and its recovery."""
 
+    def event(self, kind: str, **fields: str | int | Sequence[str]) -> None:
+        """Something for the operations log: one of ``secfed.operations.KINDS``."""
+
     def finished_round(self, metrics: Mapping[str, Any]) -> None:
         """A round ended; ``metrics`` is its line of ``metrics.jsonl``."""
 
@@ -51,6 +55,9 @@ class NoProgress:
         """Ignore the event."""
 
     def note(self, text: str) -> None:
+        """Ignore the event."""
+
+    def event(self, kind: str, **fields: str | int | Sequence[str]) -> None:
         """Ignore the event."""
 
     def finished_round(self, metrics: Mapping[str, Any]) -> None:

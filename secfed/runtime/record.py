@@ -171,6 +171,7 @@ class ArmRecord:
                 state = ServerState(adapter, number, self._memory(number))
         if not self.released and self._reserved(self.next_round):
             self.interrupted(self.next_round, "the process ended during the round")
+            progress.event("round-interrupted", round=self.next_round - 1)
             progress.note(
                 f"round {self.next_round - 1} of {self.arm.name} was interrupted: it "
                 "counts as spent and is not repeated"

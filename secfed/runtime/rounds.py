@@ -16,6 +16,8 @@ from protocols.errors import ProtocolError
 from secfed.client import BudgetGuard, Contribution, NoGuard, Site, SiteRound
 from secfed.codec import RingArray
 from secfed.errors import BudgetExceededError, PolicyError, SecfedError
+from secfed.operations import left
+from secfed.policy import require_running
 from secfed.privacy.noise import RandomStream
 from secfed.runtime.progress import Progress
 from secfed.runtime.sessions import (
@@ -117,6 +119,8 @@ def play_round(
     result = sum_under_masks(coordinator, link, sites)
     for sentence in result.suspected:
         progress.note(sentence)
+    for name in coordinator.blamed:
+        progress.event("message-refused", site=name, error="FaultyClientError")
     return RoundResult(
         result=result,
         updates={name: link.updates[name] for name in result.survivors},
@@ -147,7 +151,10 @@ def play_alone(
     progress.phase(TRAINING)
     updates = {}
     for done, (name, site) in enumerate(sites.items(), start=1):
+        require_running(site.policy)
         guards[name].before_training(site, study, round_number)
+        if isinstance(guards[name], BudgetGuard):
+            progress.event("budget-reserved", site=name, round=round_number)
         updates[name] = train(site).update
         guards[name].before_sending()
         progress.site(name, done, len(sites))
@@ -196,6 +203,8 @@ class LinkHere:
 
         def deliver(name: str, site: SiteRound) -> None:
             message = self._answer(phase, name, site, messages[name])
+            if phase == "advertise" and site.charged:
+                self.progress.event("budget-reserved", site=name, round=site.number)
             self.received(name, message)
             receive(name, message)  # The coordinator blames by itself, never raises.
             if self.leaving.get(name) == phase:
@@ -223,6 +232,9 @@ class LinkHere:
                 if isinstance(error, PolicyError | BudgetExceededError):
                     self.refusals.append(error)
                 self.progress.note(f"{name} left in {phase}: {error}")
+                self.progress.event(
+                    **left(error, site=name, phase=phase, round=site.number)
+                )
             self.progress.site(name, done, total)
 
 

@@ -19,6 +19,7 @@ from secfed.runtime.record import Arm, ArmRecord
 from secfed.runtime.remote_accounts import RemoteAccounts
 from secfed.runtime.roster import Roster
 from secfed.runtime.setup import Prepared
+from secfed.runtime.watching import watched
 from secfed.signing import CoordinatorKey
 from secfed.strategies import check_maskable, check_ranks, strategy_of
 from secfed.strategies.base import Strategy
@@ -103,7 +104,12 @@ def serve_rounds(
         roster.identities,
         study.privacy.delta,
     )
-    with ArmRecord(arm, prepared, run_dir, charged, accounts, key) as record:
+    with (
+        watched(run_dir, study, run_id, progress, role="coordinator") as logged,
+        ArmRecord(arm, prepared, run_dir, charged, accounts, key) as record,
+    ):
+        for site in roster.revoked:
+            logged.event("key-revoked", site=site)
         sites = RemoteSites(
             arm,
             prepared,
@@ -112,10 +118,10 @@ def serve_rounds(
             charged,
             post,
             deadlines,
-            progress,
+            logged,
             roster.revoked,
         )
-        result = run_rounds(record, prepared, strategy, sites, run_dir, progress)
+        result = run_rounds(record, prepared, strategy, sites, run_dir, logged)
     last = max((run_dir / "adapters").glob("round-*.safetensors"))
     missing = set(roster.nodes) - set(sites.send_final(last.read_bytes()))
     if missing:

@@ -12,7 +12,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,6 +178,10 @@ class StatusProgress:
     def note(self, text: str) -> None:
         """Pass the event on."""
         self._inner.note(text)
+
+    def event(self, kind: str, **fields: str | int | Sequence[str]) -> None:
+        """Pass the event on."""
+        self._inner.event(kind, **fields)
 
     def finished_round(self, metrics: Mapping[str, Any]) -> None:
         """Pass the event on."""

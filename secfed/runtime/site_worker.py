@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,8 @@ from secfed.errors import (
     SecfedError,
     VerificationError,
 )
-from secfed.policy import SitePolicy
+from secfed.operations import left
+from secfed.policy import SitePolicy, require_running
 from secfed.privacy.noise import RandomStream
 from secfed.runtime.background import Background, Job
 from secfed.runtime.directory import write_atomically
@@ -68,6 +69,8 @@ from secfed.runtime.sessions import (
 from secfed.runtime.setup import Prepared, open_budget, random_stream
 from secfed.runtime.site_training import contribute
 from secfed.runtime.teaching import charge_teacher
+from secfed.runtime.watching import budget_alarms
+from secfed.runtime.withdrawal import require_participating
 from secfed.strategies import strategy_of
 from secfed.strategies.base import ServerState
 from secfed.types import Adapter
@@ -77,6 +80,10 @@ __all__ = ["SiteWorker"]
 _CLOCKS_SECONDS = 60  # Clocks of two machines may differ by so much.
 _RUN_ID = re.compile(r"[0-9a-f]{16}/[a-z0-9-]{1,64}(\+evaluation)?")
 _FINAL_NAME = "final.safetensors"
+
+
+def _unheard(kind: str, **fields: str | int | Sequence[str]) -> None:
+    """What hears a site that has no operations log."""
 
 
 @dataclass
@@ -156,6 +163,9 @@ class SiteWorker:
         charge_teacher(self._budget, prepared.teacher, name)
         self._session: _Session | None = None
         self.finished = False
+        # Of the operations log, where the site has one (``watched_site``).
+        self.event: Callable[..., None] = _unheard
+        self._alarm = 0
 
     @property
     def training(self) -> bool:
@@ -178,7 +188,11 @@ class SiteWorker:
             VerificationError: The order is not the pinned coordinator's, not for this
                 site and study, or too old. It is not answered at all.
         """
-        order = self._verified(phase, sealed)
+        try:
+            order = self._verified(phase, sealed)
+        except VerificationError as error:
+            self.event("message-refused", error=type(error).__name__)
+            raise
         session = self._session
         if session is not None and session.serves(order):
             held = session.answered.get(phase)
@@ -192,6 +206,8 @@ class SiteWorker:
         result = sign_answer(self._identity, answer, body)
         if session is not None and current and status == ACCEPTED:
             session.answered[phase] = (sealed.digest, result)
+            if phase == "unmask":
+                self.event("round-answered", round=order.round)
         return result
 
     # ---------------------------------------------------------------- checks
@@ -219,12 +235,25 @@ class SiteWorker:
             self._say(f"{_named(order)}, {order.phase}: refused: {error}")
             if self._reserved(order):
                 word = "failed"
+            self._declined(order, word, error)
         except (ProtocolError, SecfedError, OSError) as error:
             word = "failed"
             self._say(f"{_named(order)}, {order.phase}: {error}")
+            self._declined(order, word, error)
         if word == "failed" or order.phase != "adapter":
             self._leave()
         return word, b""
+
+    def _declined(self, order: Order, word: str, error: Exception) -> None:
+        """Write down why; a log that cannot be written changes no answer."""
+        why = left(error, site=self._site.name, phase=order.phase, round=order.round)
+        if why["kind"] == "site-left":
+            why |= {"kind": "order-declined", "reason": word}
+            del why["site"]
+        try:
+            self.event(**why)
+        except SecfedError as unwritten:
+            self._say(str(unwritten))
 
     def _leave(self) -> None:
         """Forget the session; its round is over for this site."""
@@ -237,6 +266,8 @@ class SiteWorker:
     # ---------------------------------------------------------------- phases
 
     def _run(self, order: Order, body: bytes) -> bytes:
+        require_running(self._site.policy)
+        require_participating(self._state_dir, order.study)
         if order.phase == "adapter":
             return self._take_adapter(order, body)
         session = self._session
@@ -267,6 +298,7 @@ class SiteWorker:
             self._leave()
             write_atomically(self._folder(order) / _FINAL_NAME, body)
             self.finished = True
+            self.event("study-finished")
             self._say("the study is finished; the final adapter is kept")
             return b""
         elif not 1 <= order.round <= rounds:
@@ -275,6 +307,8 @@ class SiteWorker:
             raise RunDirectoryError(
                 f"{_named(order)} was begun here before and is not repeated"
             )
+        if self._session is not None and "unmask" not in self._session.answered:
+            self.event("round-interrupted", round=self._session.round)
         self._leave()
         self._session = _Session(order.round, order.run_id, body, adapter)
         self._say(f"{_named(order)}: adapter received")
@@ -306,6 +340,7 @@ class SiteWorker:
         digest = model_digest(self._prepared.base.digest, session.broadcast)
         message = session.site.advertise(digest, session.stream)
         session.budget_head = self._head(session)
+        self._paid(session.round)
         self._say(f"{_named(session)}: budget reserved, keys advertised")
         self._begin_work(session)
         return message
@@ -340,6 +375,16 @@ class SiteWorker:
             site.evaluate(lambda _site: counted.result(), stream, noise)
             return
         site.train(partial(self._trained, session), stream)
+
+    def _paid(self, number: int) -> None:
+        """Write down that a round is paid for, and the step that the budget reached."""
+        if self.event is _unheard:
+            return
+        self.event("budget-reserved", round=number)
+        alarm = budget_alarms(self._budget, self._site.policy.population)
+        if alarm and alarm["percent"] != self._alarm:
+            self._alarm = alarm["percent"]
+            self.event("budget-alarm", **alarm)
 
     def _trained(self, session: _Session, _site: Site) -> Contribution:
         """What the round's training gave; waits for it."""

@@ -115,7 +115,7 @@ def test_what_a_coordinator_served_verifies_and_every_site_has_the_adapter(
         assert cast.rounds_charged(site) == [1, 2, 3]
     # Budgets, receipts and identities are the sites' files.
     private = {p.name for p in (run / "private").rglob("*") if p.is_file()}
-    assert private == {"asked.jsonl"}
+    assert private == {"asked.jsonl", "operations.jsonl", "operations.jsonl.lock"}
     heads = ledger(run)[2].budget_heads
     receipts = cast.folder / A / "sites" / A / "receipts.jsonl"
     assert heads[A] == json.loads(receipts.read_text().splitlines()[0])["head"]
