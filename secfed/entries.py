@@ -124,7 +124,7 @@ class PlanEntry(_Body):
     or leaves open, and 32 in a run without privacy. ``suite`` is the number in
     ``protocols/SPEC.md``. ``initial_adapter_sha256`` is the
     digest of ``adapters/round-000.safetensors``. ``teacher`` is there where the study
-    distils a private teacher.
+    distils a private teacher, ``deployed`` where the sites were processes of their own.
     """
 
     kind: ClassVar[str] = "plan"
@@ -139,6 +139,7 @@ class PlanEntry(_Body):
     suite: Literal[1, 2, 3]
     initial_adapter_sha256: Sha256
     teacher: TeacherCosts | None = Field(default=None, exclude_if=_missing)
+    deployed: Literal[True] | None = Field(default=None, exclude_if=_missing)
 
     @model_validator(mode="after")
     def _plans_where_private(self) -> Self:

@@ -162,7 +162,7 @@ def build_statement(
         "unprotected": list(_UNPROTECTED),
         "hazards": _hazards(seed),
         "execution": {
-            "where": "local simulation: all sites in one process",
+            "where": _DEPLOYED if plan.deployed else _LOCAL,
             "simulation_seed": seed,
             "verdict": NOT_PRIVATE if reasons else "private under the trust model",
             "reasons": reasons,
@@ -182,6 +182,11 @@ def build_statement(
     }
 
 
+_LOCAL = "local simulation: all sites in one process"
+_DEPLOYED = (
+    "deployment: every site answered signed orders in a process of its own; on whose "
+    "machine is not recorded"
+)
 _WITH_TEACHER = ", the training of the teacher included"
 
 
@@ -450,12 +455,15 @@ def _trust_section(plan: PlanEntry, rule: Strategy) -> list[JsonObject]:
             if SUITES[plan.suite].hybrid
             else "the records themselves",
         },
-        {
-            "party": "operator of a local simulation",
-            "sees": "everything, because all sites ran in one process",
-            "does_not_see": "nothing is hidden from this party",
-        },
+        *[_OPERATOR] * (plan.deployed is None),
     ]
+
+
+_OPERATOR: JsonObject = {
+    "party": "operator of a local simulation",
+    "sees": "everything, because all sites ran in one process",
+    "does_not_see": "nothing is hidden from this party",
+}
 
 
 def _coordinator(plan: PlanEntry, rule: Strategy, noise: str) -> JsonObject:

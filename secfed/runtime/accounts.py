@@ -59,6 +59,10 @@ class Accounts(Protocol):
     def earlier(self) -> Mapping[str, float] | None:
         """Each site's epsilon of other runs on the same people; None: not told."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the sites are processes of their own."""
+
     def require_funds(self, rounds: int) -> None:
         """Refuse what some site cannot afford, where that is known here."""
 
@@ -88,6 +92,8 @@ class LocalSites:
         run_id: The run and arm that budgets are charged for.
         policy: The rules of every site.
     """
+
+    elsewhere = False
 
     def __init__(
         self,

@@ -395,6 +395,7 @@ class ArmRecord:
             suite=study.secagg.suite_number,
             initial_adapter_sha256=file_sha256(self._adapter_path(0)),
             teacher=self._keep_teacher(),
+            deployed=True if self.accounts.elsewhere else None,
         )
         self._ledger.append("plan", plan.to_body(), _now())
 

@@ -58,6 +58,8 @@ class RemoteAccounts:
         RunDirectoryError: The file is damaged.
     """
 
+    elsewhere = True
+
     def __init__(
         self,
         path: Path,

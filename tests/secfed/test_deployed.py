@@ -92,7 +92,7 @@ def test_a_deployment_gives_the_adapters_of_the_local_runtime(
     assert digests(tmp_path / "served") == digests(tmp_path / "local")
     ours, theirs = ledger(tmp_path / "served"), ledger(tmp_path / "local")
     for one, other in zip(ours[1:-1], theirs[1:-1], strict=True):
-        skipped = {"identities", "budget_heads"}
+        skipped = {"identities", "budget_heads", "deployed"}
         left, right = one.to_body(), other.to_body()
         assert {k: v for k, v in left.items() if k not in skipped} == {
             k: v for k, v in right.items() if k not in skipped
@@ -106,7 +106,11 @@ def test_what_a_coordinator_served_verifies_and_every_site_has_the_adapter(
     run = tmp_path / "run"
     cast.serve(run)
     assert_verified(run)
-    assert (run / "report.html").is_file()
+    report = (run / "report.html").read_text("utf-8")
+    assert "Where it ran: deployment: every site answered" in report
+    statement = json.loads((run / "statement.json").read_bytes())
+    assert statement["execution"]["where"].startswith("deployment:")
+    assert "operator of a local simulation" not in json.dumps(statement["trust"])
     final = (run / "adapters" / f"round-{ROUNDS:03d}.safetensors").read_bytes()
     for site in cast.study.sites:
         kept = cast.folder / site / "runs" / RUN_ID / "final.safetensors"
