@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from secfed.errors import RunDirectoryError
 from secfed.privacy import accounting
@@ -38,6 +38,17 @@ class Task:
 
     round: int
     evaluation: bool = False
+
+    @classmethod
+    def read(cls, number: object, evaluation: object) -> Self:
+        """From two values of a file.
+
+        Raises:
+            ValueError: They are no task.
+        """
+        if type(number) is not int or type(evaluation) is not bool:
+            raise ValueError(f"not a task: {number!r}, {evaluation!r}")
+        return cls(number, evaluation)
 
     def __str__(self) -> str:
         what = "evaluation after round" if self.evaluation else "round"
@@ -76,7 +87,7 @@ class RemoteAccounts:
         self._heads: dict[tuple[Task, str], str | None] = {}
         for line in read_lines(path):
             try:
-                task = Task(line["round"], bool(line["evaluation"]))
+                task = Task.read(line["round"], line["evaluation"])
                 self._apply(line["what"], task, line["site"], line["head"])
             except (KeyError, TypeError, ValueError) as error:
                 raise RunDirectoryError(f"{path}: damaged: {error}") from error

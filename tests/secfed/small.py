@@ -83,6 +83,22 @@ def small_policy(max_epsilon: float = 30.0, *methods: str) -> SitePolicy:
     return SitePolicy.model_validate(values)
 
 
+EVALUATION: dict[str, Any] = {
+    "fraction": 0.25,
+    "metrics": ["accuracy", "loss"],
+    "loss_cap": 4.0,
+    "noise_multiplier": 4.0,
+    "rounds": [1, 2],
+}
+"""Of held-back records, after each of two rounds."""
+
+
+def evaluating_policy() -> SitePolicy:
+    """Allows the metrics of ``EVALUATION``."""
+    update = {"allowed_metrics": ("accuracy", "loss")}
+    return small_policy().model_copy(update=update)
+
+
 def make_plan(units: int, batch: int, **changes: Any) -> PrivacyPlan:
     """A plan that was not calibrated to anything: one step, noise as large as C."""
     values: dict[str, Any] = {

@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 from deployed import KEY, RUN_ID, Cast, LostError, identity_of
-from small import EXAMPLE, small_policy, study_values
+from small import (
+    EVALUATION,
+    EXAMPLE,
+    evaluating_policy,
+    small_policy,
+    study_values,
+)
 
+from secfed.canonical import canonical_json
 from secfed.entries import EvaluationEntry, EvaluationInterruptedEntry
+from secfed.errors import RunDirectoryError
 from secfed.ledger import split_lines, verify_entries
 from secfed.runtime.envelope import Order, sign_order
 from secfed.runtime.local import run_arm
@@ -24,32 +32,24 @@ from secfed.study import Study, load_study_dict
 from secfed.verify import verify_run
 
 ROUNDS = 2
-POLICY = small_policy().model_copy(update={"allowed_metrics": ("accuracy", "loss")})
-TABLE: dict[str, Any] = {
-    "fraction": 0.25,
-    "metrics": ["accuracy", "loss"],
-    "loss_cap": 4.0,
-    "noise_multiplier": 4.0,
-    "rounds": [1, 2],
-}
 
 
 @pytest.fixture(scope="module")
 def asked() -> Study:
     values = study_values(ROUNDS)
-    values["evaluation"] = TABLE
+    values["evaluation"] = EVALUATION
     values["simulation"]["seed"] = 23
     return load_study_dict(values, "evaluated")
 
 
 @pytest.fixture(scope="module")
 def ready(packages: None, asked: Study) -> Prepared:
-    return prepare(asked, EXAMPLE, POLICY, NoProgress())
+    return prepare(asked, EXAMPLE, evaluating_policy(), NoProgress())
 
 
 @pytest.fixture
 def cast(ready: Prepared, asked: Study, tmp_path: Path) -> Cast:
-    return Cast(ready, asked, POLICY, tmp_path / "sites")
+    return Cast(ready, asked, evaluating_policy(), tmp_path / "sites")
 
 
 def ledger(run: Path) -> list[Any]:
@@ -75,7 +75,7 @@ def test_sums_and_charges_are_those_of_the_local_runtime(
         local,
         private,
         RUN_ID,
-        POLICY,
+        evaluating_policy(),
         NoProgress(),
     )
     cast.serve(tmp_path / "served")
@@ -189,7 +189,9 @@ def test_an_evaluation_that_the_study_does_not_have_is_not_begun(
     assert status(cast, "adapter", order_of(cast, "adapter", round=3)) == "failed"
     values = asked.canonical()
     values["evaluation"]["rounds"] = [2]
-    later = Cast(ready, load_study_dict(values, "later"), POLICY, tmp_path / "other")
+    later = Cast(
+        ready, load_study_dict(values, "later"), evaluating_policy(), tmp_path / "other"
+    )
     assert status(later, "adapter", order_of(later, "adapter")) == "failed"
     assert any("no evaluation after round 1" in note for note in later.notes.notes)
 
@@ -213,3 +215,19 @@ def test_orders_of_a_round_do_not_continue_an_evaluation(cast: Cast) -> None:
     mixed = order_of(cast, "advertise", run_id=f"{RUN_ID}/ffa-lora")
     assert status(cast, "advertise", mixed) == "failed"
     assert cast.rounds_charged(cast.study.sites[0], evaluated=True) == []
+
+
+@pytest.mark.parametrize("value", ["false", 0, None])
+def test_a_damaged_note_of_whom_was_asked_is_refused(
+    cast: Cast, tmp_path: Path, value: object
+) -> None:
+    cast.crash = (1, "shares")
+    run = tmp_path / "run"
+    with pytest.raises(LostError):
+        cast.serve(run)
+    asked = run / "private" / "asked.jsonl"
+    line = json.loads(asked.read_bytes().splitlines()[0])
+    asked.write_bytes(canonical_json(line | {"evaluation": value}) + b"\n")
+    cast.crash = None
+    with pytest.raises(RunDirectoryError, match="not a task"):
+        cast.serve(run)

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import EXAMPLE, randomised, small_policy, study_values
+from small import EVALUATION, EXAMPLE, evaluating_policy, randomised, study_values
 
 from secfed.cli.outlook import evaluation_outlook
 from secfed.cli.planning import _evaluated
 from secfed.evaluation import evaluate, outcomes
 from secfed.ledger import split_lines, verify_entries
-from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
 from secfed.report.html import render_report
@@ -33,31 +32,19 @@ from secfed.verify import verify_run
 
 ARM = "ffa-lora"
 ROUNDS = 2
-TABLE: dict[str, Any] = {
-    "fraction": 0.25,
-    "metrics": ["accuracy", "loss"],
-    "loss_cap": 4.0,
-    "noise_multiplier": 4.0,
-    "rounds": [1, 2],
-}
-
-
-def policy() -> SitePolicy:
-    update = {"allowed_metrics": ("accuracy", "loss")}
-    return small_policy().model_copy(update=update)
 
 
 @pytest.fixture(scope="module")
 def asked() -> Study:
     values = study_values(ROUNDS)
-    values["evaluation"] = TABLE
+    values["evaluation"] = EVALUATION
     values["simulation"]["seed"] = 5
     return load_study_dict(values, "evaluated")
 
 
 @pytest.fixture(scope="module")
 def ready(packages: None, asked: Study) -> Prepared:
-    return prepare(asked, EXAMPLE, policy(), NoProgress())
+    return prepare(asked, EXAMPLE, evaluating_policy(), NoProgress())
 
 
 def play(
@@ -70,7 +57,7 @@ def play(
         run,
         run / "private",
         "run",
-        policy(),
+        evaluating_policy(),
         progress or NoProgress(),
     )
 
@@ -90,7 +77,10 @@ def entries(run: Path) -> list[Any]:
 
 
 def budget_of(run: Path, site: str) -> Budget:
-    path, rules = run / "private" / "sites" / site / "budget.sqlite", policy()
+    path, rules = (
+        run / "private" / "sites" / site / "budget.sqlite",
+        evaluating_policy(),
+    )
     return Budget(path, site, create=False).open(
         rules.population, "record", rules.max_epsilon, rules.delta
     )
