@@ -57,7 +57,8 @@ def entries(run: Path) -> list[Any]:
 def plans_of(entry: Any) -> Any:
     """What a ledger's second entry says of the mechanism, without the sites' keys."""
     body = entry.to_body()
-    return {key: value for key, value in body.items() if key != "identities"}
+    skipped = {"identities", "deployed"}  # They say where the sites are.
+    return {key: value for key, value in body.items() if key not in skipped}
 
 
 def local_run(prepared: Prepared, run: Path) -> list[Any]:
