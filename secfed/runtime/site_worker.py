@@ -13,21 +13,15 @@ site draws its randomness in the same order wherever it runs.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from protocols.errors import ProtocolError
 from protocols.keys import SigningKey
 from secfed.adapters import adapter_from_bytes
-from secfed.canonical import canonical_json
 from secfed.client import (
     BudgetGuard,
     Contribution,
@@ -45,7 +39,7 @@ from secfed.errors import (
 from secfed.operations import left
 from secfed.policy import SitePolicy, require_running
 from secfed.privacy.noise import RandomStream
-from secfed.runtime.background import Background, Job
+from secfed.runtime.background import Background
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.envelope import (
     ACCEPTED,
@@ -67,6 +61,13 @@ from secfed.runtime.sessions import (
     terms_of,
 )
 from secfed.runtime.setup import Prepared, open_budget, random_stream
+from secfed.runtime.site_session import (
+    Session,
+    last_begun,
+    named,
+    note_begun,
+    run_folder,
+)
 from secfed.runtime.site_training import contribute
 from secfed.runtime.teaching import charge_teacher
 from secfed.runtime.watching import budget_alarms
@@ -84,31 +85,6 @@ _FINAL_NAME = "final.safetensors"
 
 def _unheard(kind: str, **fields: str | int | Sequence[str]) -> None:
     """What hears a site that has no operations log."""
-
-
-@dataclass
-class _Session:
-    """The round or evaluation that is being answered; holds secrets, unmasked."""
-
-    round: int
-    run_id: str
-    broadcast: bytes = field(repr=False)
-    adapter: Adapter = field(repr=False)
-    site: SiteRound | None = None
-    stream: RandomStream | None = None
-    budget_head: str = ""
-    training: Job[Contribution] | None = None
-    counting: Job[NDArray[np.int64]] | None = None
-    answered: dict[str, tuple[str, Sealed]] = field(default_factory=dict)
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether held-back records are scored, and nothing is trained."""
-        return is_evaluation(self.run_id)
-
-    def serves(self, order: Order) -> bool:
-        """Whether an order is one of this session."""
-        return (self.round, self.run_id) == (order.round, order.run_id)
 
 
 class SiteWorker:
@@ -161,7 +137,7 @@ class SiteWorker:
             study, policy, state_dir, name, prepared.fingerprints[name]
         )
         charge_teacher(self._budget, prepared.teacher, name)
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self.finished = False
         # Of the operations log, where the site has one (``watched_site``).
         self.event: Callable[..., None] = _unheard
@@ -232,13 +208,13 @@ class SiteWorker:
             return ACCEPTED, self._run(order, body)
         except (PolicyError, BudgetExceededError) as error:
             word = "budget" if isinstance(error, BudgetExceededError) else "policy"
-            self._say(f"{_named(order)}, {order.phase}: refused: {error}")
+            self._say(f"{named(order)}, {order.phase}: refused: {error}")
             if self._reserved(order):
                 word = "failed"
             self._declined(order, word, error)
         except (ProtocolError, SecfedError, OSError) as error:
             word = "failed"
-            self._say(f"{_named(order)}, {order.phase}: {error}")
+            self._say(f"{named(order)}, {order.phase}: {error}")
             self._declined(order, word, error)
         if word == "failed" or order.phase != "adapter":
             self._leave()
@@ -296,22 +272,22 @@ class SiteWorker:
             self._check_due(order)
         elif order.round == rounds + 1:
             self._leave()
-            write_atomically(self._folder(order) / _FINAL_NAME, body)
+            write_atomically(run_folder(self._state_dir, order) / _FINAL_NAME, body)
             self.finished = True
             self.event("study-finished")
             self._say("the study is finished; the final adapter is kept")
             return b""
         elif not 1 <= order.round <= rounds:
             raise RunDirectoryError(f"the study has no round {order.round}")
-        if order.round <= self._last_round(order):
+        if order.round <= last_begun(self._state_dir, order):
             raise RunDirectoryError(
-                f"{_named(order)} was begun here before and is not repeated"
+                f"{named(order)} was begun here before and is not repeated"
             )
         if self._session is not None and "unmask" not in self._session.answered:
             self.event("round-interrupted", round=self._session.round)
         self._leave()
-        self._session = _Session(order.round, order.run_id, body, adapter)
-        self._say(f"{_named(order)}: adapter received")
+        self._session = Session(order.round, order.run_id, body, adapter)
+        self._say(f"{named(order)}: adapter received")
         return b""
 
     def _check_due(self, order: Order) -> None:
@@ -319,12 +295,12 @@ class SiteWorker:
         study = self._roster.study
         due = study.evaluation.due(study.training.rounds) if study.evaluation else ()
         if order.round not in due or self._site.evaluation is None:
-            raise RunDirectoryError(f"the study has no {_named(order)} of this site")
+            raise RunDirectoryError(f"the study has no {named(order)} of this site")
 
-    def _advertise(self, session: _Session) -> bytes:
+    def _advertise(self, session: Session) -> bytes:
         """Single-use from here on: the round is noted before anything is reserved."""
         terms = self._terms(session)
-        self._note_round(session)
+        note_begun(self._state_dir, session)
         kind = EvaluationGuard if session.evaluates else BudgetGuard
         guard = kind(
             self._budget,
@@ -341,11 +317,11 @@ class SiteWorker:
         message = session.site.advertise(digest, session.stream)
         session.budget_head = self._head(session)
         self._paid(session.round)
-        self._say(f"{_named(session)}: budget reserved, keys advertised")
+        self._say(f"{named(session)}: budget reserved, keys advertised")
         self._begin_work(session)
         return message
 
-    def _terms(self, session: _Session) -> RoundTerms:
+    def _terms(self, session: Session) -> RoundTerms:
         """What both sides derive from the signed study, here for this site."""
         study, prepared, arm = self._roster.study, self._prepared, self._arm.name
         known, number = self._roster.identities, session.round
@@ -353,11 +329,11 @@ class SiteWorker:
             return evaluation_terms(study, prepared.evaluations, known, number, arm)
         return terms_of(study, prepared.plans, known, session.adapter, number, arm)
 
-    def _stream(self, session: _Session, purpose: str) -> RandomStream:
+    def _stream(self, session: Session, purpose: str) -> RandomStream:
         labels = (self._arm.name, str(session.round), self._site.name, purpose)
         return random_stream(self._roster.study, *labels)
 
-    def _begin_work(self, session: _Session) -> None:
+    def _begin_work(self, session: Session) -> None:
         """Train, or count on held-back records, beside the messages."""
         if session.evaluates:
             count = count_of(self._prepared, session.adapter)
@@ -367,7 +343,7 @@ class SiteWorker:
         session.training = self._background.start(train)
 
     def _finish_work(
-        self, session: _Session, site: SiteRound, stream: RandomStream
+        self, session: Session, site: SiteRound, stream: RandomStream
     ) -> None:
         """Wait for the work and encode it; nothing of it is in the answer."""
         if session.counting is not None:
@@ -386,7 +362,7 @@ class SiteWorker:
             self._alarm = alarm["percent"]
             self.event("budget-alarm", **alarm)
 
-    def _trained(self, session: _Session, _site: Site) -> Contribution:
+    def _trained(self, session: Session, _site: Site) -> Contribution:
         """What the round's training gave; waits for it."""
         if session.training is None:
             raise RunDirectoryError("no training was begun in this round")
@@ -409,7 +385,7 @@ class SiteWorker:
 
     # ----------------------------------------------------------------- state
 
-    def _head(self, session: _Session) -> str:
+    def _head(self, session: Session) -> str:
         return next(
             held.head
             for held in self._budget.history()
@@ -430,33 +406,5 @@ class SiteWorker:
         except SecfedError:
             return True
 
-    def _session_file(self, order: Order | _Session) -> Path:
-        kind = "evaluation" if is_evaluation(order.run_id) else "session"
-        return self._folder(order) / f"{kind}.json"
-
-    def _folder(self, order: Order | _Session) -> Path:
-        return self._state_dir / "runs" / order.run_id.split("/")[0]
-
-    def _last_round(self, order: Order) -> int:
-        path = self._session_file(order)
-        if not path.exists():
-            return 0
-        try:
-            return int(json.loads(path.read_bytes())["round"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunDirectoryError(
-                f"{path}: damaged, so it is not known which rounds were begun"
-            ) from error
-
-    def _note_round(self, session: _Session) -> None:
-        value = {"run_id": session.run_id, "round": session.round, "attempt": 1}
-        path = self._session_file(session)
-        write_atomically(path, canonical_json(value) + b"\n")
-
     def __repr__(self) -> str:
         return f"SiteWorker({self._site.name!r}, <private>)"
-
-
-def _named(work: Order | _Session) -> str:
-    what = "evaluation after round" if is_evaluation(work.run_id) else "round"
-    return f"{what} {work.round}"

@@ -19,7 +19,7 @@ from secfed.entries import RoundEntry
 from secfed.errors import TooFewSitesError, VerificationError
 from secfed.ledger import split_lines, verify_entries
 from secfed.privacy.budget import Budget
-from secfed.runtime import site_worker
+from secfed.runtime import site_session, site_worker
 from secfed.runtime.keys import make_authority, make_site_keys
 from secfed.runtime.roster import make_roster, read_request, read_roster, revoke
 from secfed.runtime.setup import Prepared
@@ -125,14 +125,14 @@ def _no_room(*_: object, **__: object) -> None:
 def test_a_round_that_cannot_be_noted_is_not_begun(
     cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = site_worker.write_atomically
+    honest = site_session.write_atomically
 
     def full(path: Path, data: bytes) -> None:
         if path.is_relative_to(cast.folder / D) and b'"round":1' in data:
             _no_room()
         honest(path, data)
 
-    monkeypatch.setattr(site_worker, "write_atomically", full)
+    monkeypatch.setattr(site_session, "write_atomically", full)
     cast.serve(tmp_path / "run")
     first, second = rounds(tmp_path / "run")
     assert first.dropouts == {D: "adapter"}
