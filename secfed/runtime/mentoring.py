@@ -27,7 +27,7 @@ from secfed.study import Study
 from secfed.training import LocalUpdate, PairedRecords, PrivateRecords
 from secfed.types import Adapter, LabelledTexts, Tensors
 
-__all__ = ["Mentor", "open_mentor", "with_mentor", "without_mentor"]
+__all__ = ["Mentor", "open_mentor", "without_mentor"]
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,6 @@ def open_mentor(
         model.write(start.tensors)
         start = start.replaced(head_from_names(base, model, label_names, head_scale))
     return Mentor(base, ModelPair(student, model), marked(start.tensors))
-
-
-def with_mentor(start: Adapter, mentor: Tensors) -> Adapter:
-    """What both train from; of use to the pair only."""
-    return start.with_tensors(mentor)
 
 
 def without_mentor(update: LocalUpdate, before: Tensors) -> tuple[LocalUpdate, Tensors]:

@@ -10,7 +10,7 @@ from secfed.adapters import narrowed, parted
 from secfed.client import Contribution, Site
 from secfed.report.results import HEAD_ONLY
 from secfed.runtime.kept import KeptTensors
-from secfed.runtime.mentoring import with_mentor, without_mentor
+from secfed.runtime.mentoring import without_mentor
 from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, random_stream
 from secfed.strategies.base import ServerState, SiteView, Strategy, trained_names
@@ -54,7 +54,7 @@ def contribute(
     trains = trained_names(strategy, before.adapter, round_number)
     local = local_steps_of(arm, strategy, round_number)
     mentor = prepared.mentor.before(kept, round_number) if prepared.mentor else {}
-    both = with_mentor(start, mentor)
+    both = start.with_tensors(mentor)
     update = _train(arm, prepared, site, both, (*trains, *mentor), view, local)
     update, taught = without_mentor(update, mentor)
     stays = strategy.kept(start, update.change, view)

@@ -16,7 +16,7 @@ from torch import nn
 from secfed.adapters import MENTOR, ModelPair, parted
 from secfed.errors import TrainingError
 from secfed.privacy.noise import simulation_stream
-from secfed.runtime.mentoring import Mentor, with_mentor
+from secfed.runtime.mentoring import Mentor
 from secfed.runtime.setup import Prepared
 from secfed.strategies import STRATEGIES
 from secfed.study.sections import TrainingSection
@@ -64,7 +64,7 @@ def mentor(prepared: Prepared) -> Mentor:
 @pytest.fixture(scope="module")
 def start(prepared: Prepared, mentor: Mentor) -> Adapter:
     """What both train from, no number at rest."""
-    return randomised(with_mentor(prepared.start, mentor.start), 0.2)
+    return randomised(prepared.start.with_tensors(mentor.start), 0.2)
 
 
 @pytest.fixture(scope="module")
