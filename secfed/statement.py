@@ -52,7 +52,7 @@ from secfed.privacy import accounting
 from secfed.privacy.plan import PrivacyPlan
 from secfed.strategies import get_strategy
 from secfed.strategies.base import Strategy
-from secfed.teacher_statement import TEACHER_LIMIT, teacher_events, teacher_section
+from secfed.teacher_statement import teacher_events, teacher_limits, teacher_section
 
 __all__ = [
     "NOT_PRIVATE",
@@ -176,7 +176,7 @@ def build_statement(
         "provenance": dict(context.provenance) or UNKNOWN,
         "limits": [
             *_limits(privacy["unit"]),
-            *[TEACHER_LIMIT] * (bool(taught) and plan.teacher is None),
+            *teacher_limits(study.get("distillation"), plan.teacher),
         ],
         **({} if evaluated is None else {"evaluation": evaluated}),
     }

@@ -9,11 +9,24 @@ from secfed.entries import JsonObject, TeacherCosts
 from secfed.errors import PlanError
 from secfed.privacy import accounting
 
-__all__ = ["TEACHER_LIMIT", "teacher_events", "teacher_section"]
+__all__ = ["teacher_events", "teacher_limits", "teacher_section"]
 
-TEACHER_LIMIT: Final = (
+_TEACHER_LIMIT: Final = (
     "the teacher is public by declaration, and the data it was trained on are not "
     "covered"
+)
+
+_MENTOR_LIMIT: Final = (
+    "the mentor's base is public by declaration, and the data it was trained on are "
+    "not covered; its adapter is, at every site where it stayed, by the site's epsilon"
+)
+_MENTOR: Final = (
+    "mutual: it learned at every site beside the student and stayed there; nothing of "
+    "it was sent, and nothing is released"
+)
+_JOINT: Final = (
+    "student and mentor are clipped as one vector and noised together, so a site's "
+    "epsilon holds for what was sent and for what stayed"
 )
 
 _COMPOSED: Final = (
@@ -27,6 +40,15 @@ def teacher_events(costs: TeacherCosts | None, site: str) -> list[Any]:
     """What a private teacher's training spent at one site; empty without one."""
     charges = costs.spent.get(site, ()) if costs else ()
     return [accounting.event_from_json(charge.event) for charge in charges]
+
+
+def teacher_limits(
+    distillation: Mapping[str, Any] | None, costs: TeacherCosts | None
+) -> list[str]:
+    """What is not covered, where the teacher is public or a mentor; else nothing."""
+    if distillation is None or costs is not None:
+        return []
+    return [_MENTOR_LIMIT if distillation.get("mutual") else _TEACHER_LIMIT]
 
 
 def teacher_section(
@@ -52,6 +74,13 @@ def teacher_section(
     }
     if costs is None and teacher.get("run") is not None:
         raise PlanError("the ledger does not say what the private teacher cost")
+    if distillation.get("mutual"):
+        return said | {
+            "kind": _MENTOR,
+            "trained_on": teacher["trained_on"],
+            "adaptive": bool(distillation.get("adaptive")),
+            "note": _JOINT,
+        }
     if costs is None:
         return said | {
             "kind": "frozen and public, by declaration",

@@ -62,9 +62,12 @@ def test_a_study_differs_from_the_shipped_one_as_the_row_says(
         assert taught.distillation.weight == 0.25
         assert plain.adapter.r == 2
         assert plain.score == table.SCORES[name]
+        both = table.study_of(options, name, rank=2, kd=True, mutual=True)
+        assert both.mentor_adapter == plain.adapter
+        assert both.teacher == taught.teacher
         without = taught.model_copy(update={"distillation": None})
         assert without.digest() == plain.digest()
-        for study in (plain, taught):
+        for study in (plain, taught, both):
             check(table.policy_of(study, name), study, 1000)
 
 
@@ -80,6 +83,15 @@ def test_another_student_is_named_by_its_folder(
     assert study.model.path == str(tmp_path / "bert")
     assert study.model.package is None
     assert study.adapter.target_modules == ("q_lin", "v_lin")
+
+
+def test_the_mutual_row_is_run_when_it_is_asked_for(
+    scripts: dict[str, ModuleType],
+) -> None:
+    table, row = scripts["distillation_table"], "federated-lora-mutual"
+    assert row in table.ROWS
+    assert row not in options_for(scripts, "--out", "x").rows
+    assert options_for(scripts, "--out", "x", "--rows", row).rows == [row]
 
 
 def test_a_named_teacher_says_what_trained_it(

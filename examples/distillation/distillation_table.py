@@ -39,10 +39,19 @@ ROWS: Final[Mapping[str, tuple[str, str, str]]] = {
     "federated-full": ("full fine-tuning", "federated", OPEN),
     "federated-lora": ("LoRA", "federated", "private, masked"),
     "federated-lora-kd": ("LoRA-KD", "federated", "private, masked"),
+    "federated-lora-mutual": ("LoRA-KD, mutual", "federated", "private, masked"),
 }
 """What is trained, where, and what protects the sites' records."""
 
-_RANKED: Final = ("central-lora", "federated-lora", "federated-lora-kd")
+_WHEN_ASKED: Final = ("federated-lora-mutual",)
+"""Rows of ``--rows`` only: a second model learns at every site and takes its time."""
+
+_RANKED: Final = (
+    "central-lora",
+    "federated-lora",
+    "federated-lora-kd",
+    "federated-lora-mutual",
+)
 Cell = dict[str, Any]
 
 
@@ -101,16 +110,26 @@ def _adapted(
     options: argparse.Namespace, row: str, dataset: str, rank: int, seed: int
 ) -> Cell:
     """LoRA under the study's plan: masked at four sites, or all in one place."""
-    study = study_of(options, dataset, rank=rank, kd=row.endswith("-kd"))
+    mutual = row.endswith("-mutual")
+    kd = mutual or row.endswith("-kd")
+    study = study_of(options, dataset, rank=rank, kd=kd, mutual=mutual)
     prepared = _prepared(options, study.with_seed(seed), dataset)
     train = _in_one_place if row.startswith("central") else _federated
     return train(study.with_seed(seed), prepared)
 
 
 def study_of(
-    options: argparse.Namespace, dataset: str, *, rank: int, kd: bool
+    options: argparse.Namespace,
+    dataset: str,
+    *,
+    rank: int,
+    kd: bool,
+    mutual: bool = False,
 ) -> Study:
-    """The shipped study of the data set, over the sites' part of it."""
+    """The shipped study of the data set, over the sites' part of it.
+
+    ``mutual``: the teacher's weights are where a mentor starts, with a new head.
+    """
     from divided_texts import study_over  # noqa: PLC0415
 
     adapter: dict[str, Any] = {"r": rank, "lora_alpha": 2.0 * rank}
@@ -129,6 +148,12 @@ def study_of(
             "weight": options.weight,
             "temperature": options.temperature,
             "teacher": _teacher(options, dataset),
+        }
+    if mutual:
+        changes["distillation"] |= {
+            "mutual": True,
+            "adaptive": True,
+            "mentor": {"target_modules": options.mentor_targets},
         }
     folder = options.out / dataset
     return study_over(
@@ -339,12 +364,16 @@ def _mean(values: Sequence[float]) -> str:
     )
 
 
+def _usual_rows() -> list[str]:
+    return [row for row in ROWS if row not in _WHEN_ASKED]
+
+
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True)
     add("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
-    add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    add("--rows", nargs="+", choices=list(ROWS), default=_usual_rows())
     add("--ranks", type=int, nargs="+", default=[2, 8])
     add("--seeds", type=int, nargs="+", default=[0])
     add("--full", action="store_true", help="study_full.toml of the data sets")
@@ -359,6 +388,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--learning-rate", type=float, default=1e-4)
     add("--student", type=Path, help="folder of another encoder, as DistilBERT's")
     add("--targets", nargs="+", default=["q_lin", "v_lin"], help="of --student")
+    add("--mentor-targets", nargs="+", default=["query", "value"])
     add(
         "--teacher",
         nargs=2,

@@ -34,6 +34,11 @@ _OF_A_RUN: Final = (
     "statement.json",
 )
 
+_NO_PAIRS: Final = (
+    "an audit's canaries and invented records have no states for a mentor; audit the "
+    "same study without mutual, whose sums are bounded and noised by the same functions"
+)
+
 
 @dataclass(frozen=True)
 class AuditRequest:
@@ -83,6 +88,8 @@ def run_audit(request: AuditRequest, progress: Progress) -> AuditReport:
     if site not in request.study.sites:
         problem = f"unknown site {site!r}; {nearest(site, request.study.sites)}"
         raise StudyError(request.study.name, "--site", problem)
+    if request.study.mentor_adapter is not None:
+        raise StudyError(request.study.name, "distillation.mutual", _NO_PAIRS)
     # 2
     prepared = _prepare(request, site, progress)
     rehearsal = Rehearsal(

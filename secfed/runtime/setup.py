@@ -45,6 +45,7 @@ from secfed.privacy.budget import Budget
 from secfed.privacy.held_back import EvaluationPlan, evaluation_plan
 from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
 from secfed.privacy.plan import PrivacyPlan
+from secfed.runtime.mentoring import Mentor, open_mentor
 from secfed.runtime.progress import Progress
 from secfed.runtime.teaching import open_teaching
 from secfed.study import MIN_SITES, Study
@@ -56,6 +57,7 @@ from secfed.training import (
     ClassificationLoss,
     DistillationLoss,
     HeldBack,
+    MutualLoss,
     PrivateRecords,
     RecordLoss,
     TokenRecords,
@@ -83,7 +85,8 @@ class Prepared:
     """What the arms of a run share. Holds private records; simulation only.
 
     ``positive`` is the label whose F1 is wanted, ``questions`` how a prompted model is
-    asked; None in other tasks. ``teacher`` is the record of a private teacher, if any.
+    asked; None in other tasks. ``teacher`` is the record of a private teacher, if any,
+    ``mentor`` what trains beside the model at every site that is held here.
     ``held_back`` are the records of every site that evaluates, ``evaluations`` what it
     may release of them.
     """
@@ -101,8 +104,14 @@ class Prepared:
     positive: int | None = None
     questions: Questions | None = None
     teacher: TeacherRun | None = None
+    mentor: Mentor | None = None
     held_back: Mapping[str, HeldBack] = field(default_factory=dict)
     evaluations: Mapping[str, EvaluationPlan] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> AdaptedModel:
+        """The model that trains: the student, or it and its mentor as one."""
+        return self.model if self.mentor is None else self.mentor.pair
 
     def __repr__(self) -> str:
         return "Prepared(<private>)"
@@ -157,6 +166,7 @@ def prepare_data(
     else:
         base = load_base_model(study.model, base_dir, len(data.label_names))
     model = attach_adapter(base, study.adapter)
+    mentor = _mentor(study, base_dir, model, data)
     progress.phase("encoding the texts up to the first adapted layer")
     evaluations = evaluation_plans(study, data.nominal_units, len(data.label_names))
     records, held_back = {}, {}
@@ -168,6 +178,8 @@ def prepare_data(
         records[name] = _records(base, model, own)
         if teaching is not None:
             records[name] = teaching.taught(records[name], own.records)
+        if mentor is not None:
+            records[name] = mentor.beside(records[name], own.records)
         progress.site(name, done, total)
     held = bool(data.holdout.texts)
     holdout = _encoded(base, model, data.holdout) if held else _no_features(study)
@@ -186,6 +198,7 @@ def prepare_data(
         positive=_positive(study, data.label_names),
         questions=questions,
         teacher=None if teaching is None else teaching.run,
+        mentor=mentor,
         held_back=held_back,
         evaluations=evaluations,
     )
@@ -212,6 +225,15 @@ def evaluation_plans(
             "or leave [evaluation] out and use the public hold-out",
         )
     return found
+
+
+def _mentor(
+    study: Study, base_dir: Path, model: AdaptedModel, data: StudyData
+) -> Mentor | None:
+    """Where sites are held, and their study asks for one."""
+    if not data.sites or not isinstance(model, SequenceClassifier):
+        return None
+    return open_mentor(study, base_dir, model, data.label_names, _NAME_HEAD_SCALE)
 
 
 def _held_back(base: BaseModel, model: AdaptedModel, held: SiteData) -> HeldBack:
@@ -253,6 +275,9 @@ def _loss(
     if study.is_causal_lm:
         return CausalLoss()
     weights, asked = study.class_weights(label_names), study.distillation
+    if asked is not None and asked.mutual:
+        adaptive = asked.adaptive is True
+        return MutualLoss(asked.weight, asked.temperature, weights, adaptive)
     if asked is not None:
         return DistillationLoss(asked.weight, asked.temperature, weights)
     return ClassificationLoss(weights)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from secfed.adapters import narrowed
+from secfed.adapters import narrowed, parted
 from secfed.client import Contribution, Site
 from secfed.report.results import HEAD_ONLY
 from secfed.runtime.kept import KeptTensors
+from secfed.runtime.mentoring import without_mentor
 from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, random_stream
 from secfed.strategies.base import ServerState, SiteView, Strategy, trained_names
@@ -47,13 +48,17 @@ def contribute(
     """Train from what the rule makes of the received adapter.
 
     1. the rule's start at this site; 2. local training; 3. what stays, durable before
-    anything is sent; 4. what is sent.
+    anything is sent; 4. what is sent. A mentor trains with the student and stays whole.
     """
     view, start = start_of(arm, strategy, site.name, before, round_number, kept)
     trains = trained_names(strategy, before.adapter, round_number)
     local = local_steps_of(arm, strategy, round_number)
-    update = _train(arm, prepared, site, start, trains, view, local)
-    kept.write(round_number, strategy.kept(start, update.change, view))
+    mentor = prepared.mentor.before(kept, round_number) if prepared.mentor else {}
+    both = start.with_tensors(mentor)
+    update = _train(arm, prepared, site, both, (*trains, *mentor), view, local)
+    update, taught = without_mentor(update, mentor)
+    stays = strategy.kept(start, update.change, view)
+    kept.write(round_number, {**stays, **taught})
     payload = strategy.payload(before.adapter, start, update.change)
     return Contribution(update=update, payload=payload)
 
@@ -85,7 +90,9 @@ def view_of(arm: Arm, site: str, kept: KeptTensors, round_number: int) -> SiteVi
     """What the rule may know at one site when a round begins."""
     ranks = arm.study.adapter.ranks or {}
     return SiteView(
-        rank=ranks.get(site), kept=kept.before(round_number), round=round_number
+        rank=ranks.get(site),
+        kept=parted(kept.before(round_number))[0],
+        round=round_number,
     )
 
 
@@ -101,7 +108,7 @@ def _train(
     stream = random_stream(arm.study, arm.name, str(view.round), site.name, "training")
     if not arm.private:
         return train_without_privacy(
-            prepared.model,
+            prepared.trained,
             start,
             trains,
             site.records,
@@ -118,7 +125,7 @@ def _train(
     rank = view.rank
     with narrowed(prepared.model, rank):
         update = private(
-            prepared.model,
+            prepared.trained,
             start if rank is None else narrow(start, rank),
             trains,
             site.records,

@@ -49,7 +49,7 @@ class Teaching:
 def open_teaching(
     study: Study, base_dir: Path, label_names: tuple[str, ...], *, speaks: bool
 ) -> Teaching | None:
-    """Check and open the teacher that a study names; None where it names none.
+    """Check and open the frozen teacher that a study names; None where it names none.
 
     Args:
         study: The study.
@@ -64,7 +64,7 @@ def open_teaching(
             whose cost cannot be composed.
     """
     section = study.teacher
-    if section is None:
+    if section is None or study.mentor_adapter is not None:
         return None
     run = files = None
     if section.run is not None:

@@ -14,6 +14,7 @@ from secfed.study.distillation import (
     DistillationSection,
     TeacherSection,
     check_distillation,
+    mentor_adapter,
 )
 from secfed.study.evaluation import EvaluationSection, check_evaluation
 from secfed.study.kinds import refusal
@@ -75,8 +76,16 @@ class Study(Table):
 
     @property
     def teacher(self) -> TeacherSection | None:
-        """The teacher that it distils, if any."""
+        """The teacher that it distils, if any; of a mentor its public base."""
         return None if self.distillation is None else self.distillation.teacher
+
+    @property
+    def mentor_adapter(self) -> AdapterSection | None:
+        """The adapter of the mentor that learns beside the student, if any."""
+        asked = self.distillation
+        if asked is None or asked.mutual is None:
+            return None
+        return mentor_adapter(asked, self.adapter)
 
     @property
     def is_causal_lm(self) -> bool:

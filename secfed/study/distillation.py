@@ -1,23 +1,42 @@
-"""``[distillation]``: a frozen teacher, and how much of a record's loss is its word."""
+"""``[distillation]``: a frozen teacher, or a mentor that learns beside the student."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from secfed.study.reading import ContradictionError, Table, nearest
-from secfed.study.sections import ModelSection, Sha256, Text, Texts
+from secfed.study.sections import (
+    AdapterSection,
+    ModelSection,
+    Positive,
+    Rank,
+    Sha256,
+    Text,
+    Texts,
+)
 
 if TYPE_CHECKING:
     from secfed.study.definition import Study
 
-__all__ = ["DistillationSection", "TeacherSection", "check_distillation"]
+__all__ = [
+    "DistillationSection",
+    "MentorSection",
+    "TeacherSection",
+    "check_distillation",
+    "mentor_adapter",
+]
 
 _NO_TEXT: Final = (
     "a teacher that was trained on private data without a plan of its own leaks them "
     "through the student: name the public data it was trained on (trained_on), or the "
     "secfed run that released it (run)"
+)
+
+_PUBLIC_START: Final = (
+    "a mentor starts at every site from public base weights, with a new adapter and a "
+    "new head; leave this out, or leave mutual out and name a frozen teacher"
 )
 
 
@@ -26,14 +45,11 @@ def _not_quantised(value: object) -> None:
         raise ContradictionError("", "a teacher is not quantised: it runs once")
 
 
-def _not_mutual(value: object) -> None:
-    if value not in (None, False):
-        raise ContradictionError(
-            "",
-            "mutual distillation (FedKD) is not offered: a teacher that learns from "
-            "private records beside the student has to be clipped and noised jointly "
-            "with it and kept at every site; name a frozen teacher",
-        )
+def _false_as_missing(value: object) -> object:
+    return None if value is False else value
+
+
+_Switch = Annotated[Literal[True] | None, BeforeValidator(_false_as_missing)]
 
 
 class TeacherSection(ModelSection):
@@ -42,7 +58,8 @@ class TeacherSection(ModelSection):
     A public teacher is a folder with a trained classification head, or a base with a
     public adapter of PEFT's; ``trained_on`` says on which public data. A private one
     was released by a secfed run under its own plan; ``run`` is its directory, and
-    ``ledger_sha256`` pins its record, which names the adapter and what it cost.
+    ``ledger_sha256`` pins its record, which names the adapter and what it cost. Of a
+    mentor it is the public base alone.
     """
 
     quantisation: Annotated[None, BeforeValidator(_not_quantised)] = None
@@ -76,23 +93,65 @@ class TeacherSection(ModelSection):
         return self
 
 
+class MentorSection(Table):
+    """``[distillation.mentor]``: how a mentor's adapter differs from ``[adapter]``."""
+
+    r: Rank | None = None
+    lora_alpha: Positive | None = None
+    target_modules: Texts | None = None
+    layers: Annotated[int, Field(ge=0)] | None = None
+
+
 class DistillationSection(Table):
     """``[distillation]``: a record's loss is (1 - weight) of labels, weight of teacher.
 
     The teacher's part is T^2 KL(teacher / T || student / T), T the temperature
     (Hinton, Vinyals and Dean, 2015, section 2).
+
+    ``mutual``: ``teacher`` is the public base of a mentor, which learns at every site
+    beside the student, with an adapter and a head of its own, and stays there. A
+    record's loss is that of the labels for both, and ``weight`` of what each has to
+    learn from the other; ``adaptive`` divides that part by the labels' losses of both
+    (FedKD, Wu et al., Nature Communications 13:2032, 2022, adaptive mutual
+    distillation, without its part for hidden states).
     """
 
     weight: Annotated[float, Field(ge=0, le=1)]
     # Above a hundred 32-bit probabilities differ in their last digits only.
     temperature: Annotated[float, Field(gt=0, le=100)]
     teacher: TeacherSection
-    # Always none: a study that asks for it is told why.
-    mutual: Annotated[None, BeforeValidator(_not_mutual)] = None
+    mutual: _Switch = None
+    adaptive: _Switch = None
+    mentor: MentorSection | None = None
+
+    @model_validator(mode="after")
+    def _mutual(self) -> Self:
+        if self.mutual is None:
+            for key in ("adaptive", "mentor"):
+                if getattr(self, key) is not None:
+                    raise ContradictionError(key, "belongs to mutual = true only")
+            return self
+        for key in ("run", "adapter", "labels"):
+            if getattr(self.teacher, key) is not None:
+                raise ContradictionError(f"teacher.{key}", _PUBLIC_START)
+        if self.weight == 0:
+            raise ContradictionError(
+                "weight",
+                "a mentor of weight 0 takes a part of the clip norm and teaches nobody",
+            )
+        return self
+
+
+def mentor_adapter(
+    section: DistillationSection, student: AdapterSection
+) -> AdapterSection:
+    """The mentor's adapter: the student's, but for what ``mentor`` says."""
+    own = section.mentor.model_dump(exclude_none=True) if section.mentor else {}
+    return student.model_copy(update=own)
 
 
 def check_distillation(study: Study) -> None:
-    """Refuse a teacher that the task has no use for.
+    """Refuse a teacher that the task has no use for, or a mentor that cannot learn.
 
     Raises:
         ContradictionError: Names the first key that does not fit.
@@ -105,7 +164,12 @@ def check_distillation(study: Study) -> None:
             "belongs to [task] kind = 'classification' only: what a teacher says of "
             "every token of a vocabulary is too much to keep for every record",
         )
-    own, known = study.distillation.teacher.labels, study.data.labels
+    _check_labels(study.distillation.teacher.labels, study.data.labels)
+    if study.distillation.mutual is not None:
+        _check_mutual(study)
+
+
+def _check_labels(own: Texts | None, known: Texts | None) -> None:
     if own is None or known is None:
         return
     for label in (*own, *known):
@@ -115,3 +179,35 @@ def check_distillation(study: Study) -> None:
                 f"{label!r} is not once in it and in data.labels; "
                 f"{nearest(label, known)}",
             )
+
+
+def _check_mutual(study: Study) -> None:
+    """Refuse what a mentor cannot learn beside."""
+    adapter = study.adapter
+    problems = {
+        "adapter.kind": (
+            not adapter.how.is_product
+            and "both models train factors, which exact rules for layers clip as one; "
+            f"use 'lora' or 'rslora', not {adapter.kind!r}"
+        ),
+        "adapter.ranks": (
+            adapter.ranks is not None
+            and "a site without room for the student's rank has none for its mentor"
+        ),
+        "model.quantisation": (
+            study.model.quantisation is not None
+            and "what it saves of the student, a mentor takes many times"
+        ),
+        "training.method": (
+            study.training.method == "head-only"
+            and "'head-only' has no step size for the mentor's factors"
+        ),
+        "compare": (
+            study.compare is not None
+            and "belongs to `secfed run`: of a comparison's baselines 'head-only' has "
+            "no step size for a mentor, and 'pooled' no site where it could stay"
+        ),
+    }
+    for key, reason in problems.items():
+        if reason:
+            raise ContradictionError(key, f"mutual distillation: {reason}")

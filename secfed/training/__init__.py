@@ -17,16 +17,18 @@ Guarantees, for a plan that the caller charged before calling:
 
 One idea per file, in the order in which a round meets them: ``preflight`` (which
 layers are refused), ``records`` (what a site holds, and its micro-batches),
-``losses`` (one number per record) and ``distillation`` (a teacher's part of it),
-``gradients`` (one gradient per record), ``selftest`` (records do not influence each
-other), ``units`` (from records to clipped units), ``local_steps`` (which tensors a step
-moves), ``steps`` (the loop), ``replay`` and ``plain`` (what simulations compare with),
-``whole_site`` (another privacy unit: the update of the round).
+``losses`` (one number per record) and ``distillation`` (a teacher's or a mentor's part
+of it), ``gradients`` (one gradient per record), ``selftest`` (records do not influence
+each other), ``units`` (from records to clipped units), ``local_steps`` (which tensors a
+step moves), ``steps`` (the loop), ``replay`` and ``plain`` (what simulations compare
+with), ``whole_site`` (another privacy unit: the update of the round).
 """
 
 from secfed.training.distillation import (
     DistillationLoss,
     DistilledRecords,
+    MutualLoss,
+    PairedRecords,
     soft_targets,
 )
 from secfed.training.gradients import FunctionalGradients, OpacusGradients
@@ -62,7 +64,9 @@ __all__ = [
     "HeldBack",
     "LocalSteps",
     "LocalUpdate",
+    "MutualLoss",
     "OpacusGradients",
+    "PairedRecords",
     "PrivateRecords",
     "RecordLoss",
     "TokenRecords",

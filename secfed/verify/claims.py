@@ -48,6 +48,7 @@ _TAUGHT = (
     "temperature",
     "sha256",
     "trained_on",
+    "adaptive",
     "ledger_sha256",
     "runs",
     "sites",
@@ -133,7 +134,13 @@ def check_teacher(bundle: Bundle, story: Story, study: Study) -> str:
     if section is None or section.run is None:
         if said is not None:
             raise LedgerError(1, "it charges a teacher that the study does not name")
-        return "none" if section is None else "public, by the study's declaration"
+        if section is None:
+            return "none"
+        return (
+            "public, by the study's declaration"
+            if study.mentor_adapter is None
+            else "a mentor that stayed at the sites; its base is public by declaration"
+        )
     found = read_teacher_run(bundle.read(TEACHER_LEDGER), study).costs
     if said != found:
         raise LedgerError(1, "the teacher's costs are not those of its own ledger")

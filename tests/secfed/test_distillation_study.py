@@ -31,6 +31,7 @@ from secfed.ledger import Ledger
 from secfed.policy import check
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
+from secfed.runtime.compare import plan_arms
 from secfed.runtime.teaching import charge_teacher
 from secfed.statement import StatementContext, build_statement, round_event_json
 from secfed.study import Study, load_study_dict
@@ -92,13 +93,80 @@ def test_a_study_without_a_teacher_has_no_table_in_its_digest() -> None:
         ("teacher.labels", ["0", "2"], "not once in it and in data.labels"),
         ("teacher.labels", ["0", "0"], "not once in it and in data.labels"),
         ("teacher.sha256", None, "teacher.sha256: this key is required"),
-        ("mutual", True, "has to be clipped and noised jointly"),
+        ("adaptive", True, "adaptive: belongs to mutual = true only"),
+        ("mentor", {"r": 4}, "mentor: belongs to mutual = true only"),
     ],
 )
 def test_what_does_not_fit_is_refused(key: str, value: Any, words: str) -> None:
     with pytest.raises(StudyError) as caught:
         pairs(changed(key, value))
     assert words in str(caught.value)
+
+
+def mutual(**changes: Any) -> Study:
+    """With a mentor; keys ``table__key`` changed, or of the distillation's table."""
+    values = pair_values("bert", DIGEST)
+    values["distillation"] = distilled(PUBLIC, mutual=True)
+    for dotted, value in changes.items():
+        table, _, key = dotted.rpartition("__")
+        values.setdefault(table or "distillation", {})[key] = value
+    return load_study_dict(values, "mutual")
+
+
+def test_a_mentor_is_in_the_digest_and_has_the_students_adapter_but_for_its_own() -> (
+    None
+):
+    study = mutual()
+    assert study.digest() != pairs(distilled(PUBLIC)).digest()
+    assert load_study_dict(study.canonical(), "again").digest() == study.digest()
+    assert mutual(adaptive=False).digest() == study.digest()
+    assert mutual(adaptive=True).digest() != study.digest()
+    assert study.mentor_adapter == study.adapter
+    assert pairs(distilled(PUBLIC)).mentor_adapter is None
+    own = mutual(mentor={"r": 7, "layers": 2}).mentor_adapter
+    assert own is not None
+    assert (own.r, own.layers, own.lora_alpha) == (7, 2, study.adapter.lora_alpha)
+    assert own.target_modules == study.adapter.target_modules
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weight": 0.0}, "takes a part of the clip norm and teaches nobody"),
+        ({"mentor": {"seed": 1}}, "distillation.mentor.seed"),
+        ({"adapter__ranks": {"north": 1}}, "has none for its mentor"),
+        ({"adapter__kind": "dora"}, "use 'lora' or 'rslora', not 'dora'"),
+        ({"model__quantisation": "nf4"}, "a mentor takes many times"),
+        ({"training__method": "head-only"}, "no step size for the mentor's factors"),
+        ({"compare__methods": ["ffa-lora"]}, "'pooled' no site where it could stay"),
+    ],
+)
+def test_what_a_mentor_cannot_learn_beside_is_refused(changes: Any, words: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        mutual(**changes)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"run": "runs/t", "ledger_sha256": OTHER, "trained_on": None},
+        {"adapter": "public/adapter", "adapter_sha256": OTHER},
+        {"labels": ["1", "0"]},
+    ],
+)
+def test_a_mentor_starts_from_public_base_weights_alone(teacher: Any) -> None:
+    given = {n: v for n, v in (PUBLIC | teacher).items() if v is not None}
+    values = pair_values("bert", DIGEST)
+    values["distillation"] = distilled(given, mutual=True)
+    with pytest.raises(StudyError, match="from public base weights") as caught:
+        load_study_dict(values, "mutual")
+    assert caught.value.key == f"distillation.teacher.{next(iter(teacher))}"
+
+
+def test_a_comparison_asks_for_an_arm_that_a_mentor_cannot_join() -> None:
+    with pytest.raises(StudyError, match="'head-only' has no step size"):
+        plan_arms(mutual(simulation__seed=1), ("ffa-lora",), (0,))
 
 
 def test_a_language_model_has_no_teacher() -> None:
@@ -320,6 +388,20 @@ def test_a_public_teacher_is_named_and_its_data_are_not_covered() -> None:
     assert said["headline"] == plain["headline"]
     assert "teacher" not in plain
     assert not any("teacher" in text for text in plain["limits"])
+
+
+def test_a_mentor_is_said_to_have_stayed_and_to_be_covered() -> None:
+    table = distilled(PUBLIC, mutual=True)
+    values = evidence.make_study().canonical() | {"distillation": table}
+    values.pop("compare", None)
+    said = stated(load_study_dict(values, "mutual"), None)
+    assert "stayed there; nothing of it was sent" in said["teacher"]["kind"]
+    assert "a site's epsilon holds for what was sent" in said["teacher"]["note"]
+    assert said["teacher"]["adaptive"] is False
+    assert any("its adapter is, at every site" in text for text in said["limits"])
+    assert not any(text.startswith("the teacher is") for text in said["limits"])
+    plain = stated(evidence.make_study(), None)
+    assert (said["headline"], said["sites"]) == (plain["headline"], plain["sites"])
 
 
 def test_a_budget_holds_the_teachers_rounds_once(tmp_path: Path) -> None:
