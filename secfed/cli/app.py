@@ -9,7 +9,7 @@ from typing import Final, TextIO
 
 import typer
 
-from secfed.cli import budgets, deployment, evidence, methods, planning, runs
+from secfed.cli import budgets, deployment, evidence, keys, methods, planning, runs
 from secfed.cli.amplification import amplification
 from secfed.cli.assign import assign
 from secfed.cli.audit import audit
@@ -50,8 +50,8 @@ app.command("compare")(runs.compare)
 app.command("resume")(runs.resume)
 app.command("serve")(deployment.serve)
 app.add_typer(deployment.site_app, name="site")
-app.add_typer(deployment.keys_app, name="keys")
-app.command("join")(deployment.join)
+app.add_typer(keys.keys_app, name="keys")
+app.command("join")(keys.join)
 app.command("status")(deployment.status)
 app.command("stop")(deployment.stop)
 app.command("report")(evidence.report)

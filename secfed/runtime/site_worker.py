@@ -125,11 +125,16 @@ class SiteWorker:
         charge_teacher(self._budget, prepared.teacher, name)
         self._session: _Session | None = None
         self.finished = False
+        self.last_error = ""  # Its class; the sentence is in the site's log.
 
     @property
     def training(self) -> bool:
         """Whether local training goes on, of this round or of one that was left."""
         return self._background.busy
+
+    def spent_epsilon(self) -> float:
+        """Of all that was reserved on the site's population, by every study."""
+        return self._budget.spent_epsilon()
 
     def answer(self, phase: str, sealed: Sealed) -> Sealed:
         """Answer one order, or decline it in one word; nothing else leaves the site.
@@ -179,11 +184,13 @@ class SiteWorker:
         try:
             return ACCEPTED, self._run(order, body)
         except (PolicyError, BudgetExceededError) as error:
+            self.last_error = type(error).__name__
             word = "budget" if isinstance(error, BudgetExceededError) else "policy"
             self._say(f"round {order.round}, {order.phase}: refused: {error}")
             if self._reserved(order):
                 word = "failed"
         except (ProtocolError, SecfedError, OSError) as error:
+            self.last_error = type(error).__name__
             word = "failed"
             self._say(f"round {order.round}, {order.phase}: {error}")
         if word == "failed" or order.phase != "adapter":
