@@ -136,6 +136,7 @@ def _protecting_new(
     It is made where it is named by an option and nothing is encrypted under one yet.
     """
     from secfed.runtime.key_places import (  # noqa: PLC0415
+        absolute_place,
         find_protecting_key,
         make_protecting_key,
     )
@@ -143,7 +144,8 @@ def _protecting_new(
 
     if unprotected and where is not None:
         raise click.UsageError("--unprotected and --protecting-key exclude each other")
-    if where is not None and Path(where).resolve().parent == folder.resolve():
+    place = absolute_place(where)
+    if place is not None and Path(place).is_relative_to(folder.resolve()):
         raise click.UsageError(f"{where}: beside the keys that it protects")
     if unprotected:
         return None
