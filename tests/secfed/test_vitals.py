@@ -87,7 +87,7 @@ def test_every_line_is_of_the_format_and_every_name_is_told_of_once() -> None:
 def test_what_is_not_known_is_left_out_and_labels_cannot_break_a_line() -> None:
     text = metrics_text(Vitals(role="site"))
     assert "epsilon" not in text
-    assert "sites" not in text
+    assert "secfed_sites" not in text
     assert "last_error" not in text
     text = metrics_text(Vitals(role="site", last_error='a"b\\c\nd'))
     assert r'{class="a\"b\\c\nd"} 1' in text
