@@ -277,7 +277,8 @@ def coordinator(run: Path, ends: str) -> Iterator[subprocess.Popen[bytes]]:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from secfed.runtime.served import opened, ending_on_sigterm\n"
+        "from secfed.runtime.ending import ending_on_sigterm\n"
+        "from secfed.runtime.served import opened\n"
         "with opened(Path(sys.argv[1])), ending_on_sigterm():\n"
         "    print('open', flush=True)\n"
         "    while True:\n"
