@@ -15,16 +15,16 @@ from secfed.data.own import load_holdout
 from secfed.runtime.deployed import Deadlines
 from secfed.runtime.envelope import ORDERS, Post, Sealed
 from secfed.runtime.flower.coordinator import Listener, coordinate
+from secfed.runtime.keys import read_coordinator_key, read_server
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.roster import Roster, read_roster
 from secfed.runtime.serve import serve_rounds
 from secfed.runtime.setup import prepare_data
-from secfed.signing import load_or_create
 
 # The example is a folder of files, not an installed package.
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "deployment"))
 
-from parties import Parties, set_up
+from parties import Parties, protecting_of, set_up
 
 __all__ = ["BEFORE", "COORDINATOR", "PATH", "play_secfed"]
 
@@ -99,11 +99,10 @@ def _coordinate(parties: Parties) -> tuple[_TimedPost, int]:
     data = load_holdout(roster.study, home)
     prepared = prepare_data(roster.study, home, data, None, NoProgress())
     host, port = roster.address.split(":")
-    listener = Listener(
-        host, int(port), home / "keys" / "server.pem", home / "keys" / "server.key"
-    )
+    protecting = protecting_of(home)
+    listener = Listener(host, int(port), *read_server(home / "keys", protecting))
     nodes = {name: request.node_key for name, request in roster.requests.items()}
-    key = load_or_create(home / "keys" / "coordinator.key")
+    key = read_coordinator_key(home / "keys", protecting)
 
     found: list[tuple[_TimedPost, int]] = []
 

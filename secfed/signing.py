@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from secfed.errors import RunDirectoryError, VerificationError
+from secfed.private_files import read_private, write_private
 
 __all__ = [
     "ANSWER",
@@ -36,9 +36,9 @@ __all__ = [
     "fingerprint",
     "format_fingerprint",
     "framed",
-    "load_key",
     "load_or_create",
     "parse_fingerprint",
+    "signing_key",
     "verify_signature",
 ]
 
@@ -69,7 +69,6 @@ _LABELS = frozenset(
 
 _SECRET_BYTES = 32
 _PUBLIC_BYTES = 32
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class CoordinatorKey:
@@ -167,63 +166,22 @@ def load_or_create(path: Path) -> CoordinatorKey:
             read by others, or is not a key.
     """
     if not path.exists() and not path.is_symlink():
-        _create(path)
-    return load_key(path)
+        write_private(path, os.urandom(_SECRET_BYTES).hex().encode() + b"\n")
+    return signing_key(read_private(path, "the signing key"), path)
 
 
-def _create(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(partial, flags, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(os.urandom(_SECRET_BYTES).hex().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            # A link, unlike a rename, fails where another process was faster.
-            os.link(partial, path)
-        except FileExistsError:
-            return
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_key(path: Path) -> CoordinatorKey:
-    """Load a signing key: a coordinator's, an operator's, or a site's identity.
+def signing_key(data: bytes, path: Path) -> CoordinatorKey:
+    """The key of a file's content.
 
     Raises:
-        RunDirectoryError: As for ``load_or_create``, and where there is none.
+        RunDirectoryError: It is not a key.
     """
     try:
-        file = open(path, "rb", opener=_open_plainly)  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{path}: the signing key cannot be opened: {error.strerror}"
-        ) from error
-    with file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise RunDirectoryError(f"{path}: the signing key is not a plain file")
-        if status.st_uid != os.geteuid():
-            raise RunDirectoryError(f"{path}: the signing key belongs to someone else")
-        if status.st_mode & _OTHERS:
-            raise RunDirectoryError(
-                f"{path}: the signing key is open to other users; take their access "
-                f"away (chmod 600), or make a new key if they may have read it"
-            )
-        text = file.read(2 * _SECRET_BYTES + 2)
-    try:
-        return CoordinatorKey(bytes.fromhex(text.decode("ascii").strip()))
+        text = data.decode("ascii").removesuffix("\n")
+        return CoordinatorKey(bytes.fromhex(text))
     except ValueError:
         # The cause would show the file's content in a traceback.
         raise RunDirectoryError(f"{path}: not a signing key of secfed") from None
-
-
-def _open_plainly(path: str, flags: int) -> int:
-    # Following no link, and not waiting for the other end of a pipe.
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def framed(label: str, message: bytes) -> bytes:

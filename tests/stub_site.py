@@ -23,5 +23,6 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     folder, address, authority, end = sys.argv[1:]
-    link = Connection(address, Path(authority), Path(folder) / "keys" / "node.key")
+    key = (Path(folder) / "keys" / "node.key").read_bytes()
+    link = Connection(address, Path(authority), key)
     work(link, answer, Path(folder) / "flower", Path(end).exists, say)

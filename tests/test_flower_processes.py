@@ -27,6 +27,7 @@ from secfed.runtime.keys import (
     make_authority,
     make_server_certificate,
     make_site_keys,
+    read_server,
 )
 
 pytestmark = pytest.mark.slow
@@ -43,8 +44,9 @@ class Nodes:
 
     def __post_init__(self) -> None:
         make_authority(self.folder / "keys")
-        files = make_server_certificate(self.folder / "keys", [LOOPBACK])
-        self.listener = Listener(LOOPBACK, self.port, *files)
+        make_server_certificate(self.folder / "keys", [LOOPBACK])
+        server = read_server(self.folder / "keys")
+        self.listener = Listener(LOOPBACK, self.port, *server)
         self.authority = self.folder / "keys" / "authority.pem"
 
     def start(self, *names: str) -> None:

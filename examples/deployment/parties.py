@@ -1,7 +1,8 @@
 """A coordinator and its sites as processes on this machine, with TLS between them.
 
 The folders are those that the parties would have on machines of their own; only what
-travels in life is copied from one to another: requests, and the roster.
+travels in life is copied from one to another: requests, and the roster. In life a
+protecting key lies elsewhere than the keys: with systemd, in the keyring.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from pathlib import Path
 from secfed.governance.approvals import approve
 from secfed.policy import load_policy
 from secfed.runtime.flower.children import LOOPBACK, free_port
+from secfed.runtime.key_places import make_protecting_key, read_protecting_key
 from secfed.runtime.keys import (
     AUTHORITY_NAME,
-    IDENTITY_NAME,
+    SiteKeys,
     make_authority,
+    make_coordinator_key,
     make_server_certificate,
     make_site_keys,
+    read_site_keys,
 )
+from secfed.runtime.protection import ProtectingKey
 from secfed.runtime.roster import make_roster, read_request, read_roster
-from secfed.signing import load_key, load_or_create
 from secfed.study import Study, load_study
 
-__all__ = ["Parties", "approve_as", "set_up"]
+__all__ = ["Parties", "approve_as", "protecting_of", "set_up"]
 
+_PROTECTING = "protecting.key"
 _SITE_FILE = """\
 format = 1
 site = "{site}"
@@ -40,6 +45,7 @@ roster = "roster.json"
 coordinator = "{fingerprint}"
 policy = "site.toml"
 state = "state"
+protecting_key = "protecting.key"
 """
 
 
@@ -70,6 +76,7 @@ class Parties:
             command = ["serve", str(self.coordinator / "study.toml"), *self.options]
             command += ["--roster", str(self.coordinator / "roster.json")]
             command += ["--keys", keys, "--out", str(self.run)]
+            command += ["--protecting-key", str(self.coordinator / _PROTECTING)]
         return self._start("coordinator", command)
 
     def start_site(self, site: str) -> subprocess.Popen[bytes]:
@@ -111,6 +118,16 @@ class Parties:
         return process
 
 
+def protecting_of(home: Path) -> ProtectingKey:
+    """The protecting key of a party's folder."""
+    return read_protecting_key(str(home / _PROTECTING))
+
+
+def _site_keys(home: Path) -> SiteKeys:
+    protecting = make_protecting_key(str(home / _PROTECTING))
+    return make_site_keys(home / "keys", protecting)
+
+
 def set_up(
     folder: Path,
     study_file: Path,
@@ -130,13 +147,13 @@ def set_up(
     study = load_study(study_file)
     parties = Parties(folder, study, options)
     home = parties.coordinator
-    make_authority(home / "keys")
-    make_server_certificate(home / "keys", [LOOPBACK, "localhost"])
-    key = load_or_create(home / "keys" / "coordinator.key")
+    keys, protecting = home / "keys", make_protecting_key(str(home / _PROTECTING))
+    make_authority(keys, protecting)
+    make_server_certificate(keys, [LOOPBACK, "localhost"], protecting)
+    key = make_coordinator_key(keys, protecting)
     shutil.copy(study_file, home / "study.toml")
     given = {
-        site: make_site_keys(folder / site / "keys").request(site)
-        for site in study.sites
+        site: _site_keys(folder / site).request(site) for site in study.sites
     } | dict(requests or {})
     roster = make_roster(
         key,
@@ -162,7 +179,7 @@ def approve_as(folder: Path, site: str) -> None:
     now = datetime.now(UTC)
     approve(
         Path(str(policy.approvals_dir)),
-        load_key(folder / "keys" / IDENTITY_NAME),
+        read_site_keys(folder / "keys", protecting_of(folder)).signer,
         read_roster(path.read_bytes(), path).manifest,
         site=site,
         population=policy.population,

@@ -9,7 +9,7 @@ from typing import Final, TextIO
 
 import typer
 
-from secfed.cli import budgets, deployment, evidence, methods, planning, runs
+from secfed.cli import budgets, deployment, evidence, keys, methods, planning, runs
 from secfed.cli.amplification import amplification
 from secfed.cli.approving import approve
 from secfed.cli.assign import assign
@@ -57,8 +57,8 @@ app.command("compare")(runs.compare)
 app.command("resume")(runs.resume)
 app.command("serve")(deployment.serve)
 app.add_typer(deployment.site_app, name="site")
-app.add_typer(deployment.keys_app, name="keys")
-app.command("join")(deployment.join)
+app.add_typer(keys.keys_app, name="keys")
+app.command("join")(keys.join)
 app.command("approve")(approve)
 app.add_typer(policy_app, name="policy")
 app.command("status")(deployment.status)

@@ -38,6 +38,14 @@ def approve(
         Path | None,
         typer.Option(metavar="FILE", help="An operator's key; else the site's own."),
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--protecting-key",
+            metavar="WHERE",
+            help="What --key is encrypted under: a path, or keyring:NAME.",
+        ),
+    ] = None,
     days: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="How long; at most approval_days."),
@@ -71,7 +79,7 @@ def approve(
     Example: secfed approve roster.json --site north.toml
     """
     here = open_at_site(study, site)
-    signer = _signer(here, key)
+    signer = _signer(here, key, where)
     if withdraw:
         _withdraw(here, signer, reason, as_json=as_json)
         return
@@ -106,21 +114,31 @@ def _confirm(short: str) -> None:
         raise click.Abort
 
 
-def _signer(here: AtSite, path: Path | None) -> CoordinatorKey:
-    from secfed.signing import load_key  # noqa: PLC0415
-
-    place = path or here.key
-    if place is None:
+def _signer(here: AtSite, path: Path | None, where: str | None) -> CoordinatorKey:
+    """The operator's key or, where none is named, the site's own."""
+    if path is None:
+        if where is not None:
+            raise click.UsageError("--protecting-key is of --key; name both")
+        key = here.signer
+    else:
+        key = _operator_key(path, where)
+    if key is None:
         raise StudyError(
             "--key", "", "name an operator's key; make one with `secfed keys operator`"
         )
-    key = load_key(place)
     if key.fingerprint() not in here.operators:
         raise PolicyError(
-            f"{place}: this key is none of the operators in site.toml; its fingerprint "
-            f"is {key.fingerprint()}"
+            f"{path or 'the key of this site'}: none of the operators in site.toml; "
+            f"its fingerprint is {key.fingerprint()}"
         )
     return key
+
+
+def _operator_key(path: Path, where: str | None) -> CoordinatorKey:
+    from secfed.runtime.key_places import find_protecting_key  # noqa: PLC0415
+    from secfed.runtime.keys import read_signing_key  # noqa: PLC0415
+
+    return read_signing_key(path, find_protecting_key(where))
 
 
 def _folder(here: AtSite) -> Path:

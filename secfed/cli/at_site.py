@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secfed.governance import Outlay, StudyManifest
     from secfed.policy import SitePolicy
     from secfed.privacy.plan import PrivacyPlan
+    from secfed.signing import CoordinatorKey
 
 __all__ = ["AtSite", "open_at_site"]
 
@@ -33,7 +34,7 @@ class AtSite:
         site: The deployed site; empty where all run in one process.
         base_dir: Folder that the study's paths start from.
         state: The deployed site's durable folder.
-        key: The key that approves unless another is named.
+        signer: The key that approves unless another is named.
         identity: The deployed site's fingerprint; it may sign where no operators are
             listed.
     """
@@ -43,7 +44,7 @@ class AtSite:
     site: str
     base_dir: Path
     state: Path | None
-    key: Path | None
+    signer: CoordinatorKey | None
     identity: str | None
 
     @property
@@ -124,16 +125,15 @@ def open_at_site(study: Path, file: Path) -> AtSite:
 
 def _deployed(study: Path, file: Path) -> AtSite:
     """The site's own roster says what would run; the named study must be it."""
-    from secfed.runtime.keys import IDENTITY_NAME, read_site_keys  # noqa: PLC0415
     from secfed.runtime.site_file import (  # noqa: PLC0415
         approving_policy,
+        keys_of,
         load_site_file,
         pinned_roster,
     )
-    from secfed.signing import fingerprint  # noqa: PLC0415
 
     site, folder = load_site_file(file), file.resolve().parent
-    keys = read_site_keys(folder / site.keys)
+    keys = keys_of(site, folder)
     roster = pinned_roster(site, folder, keys)
     if _study_digest(study) != roster.study.digest():
         raise VerificationError(
@@ -146,8 +146,8 @@ def _deployed(study: Path, file: Path) -> AtSite:
         site.site,
         folder,
         folder / site.state,
-        folder / site.keys / IDENTITY_NAME,
-        fingerprint(keys.identity.public_bytes),
+        keys.signer,
+        keys.signer.fingerprint(),
     )
 
 

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from secfed.cli.evidence import show_verification, trusted
+from secfed.cli.keys import Protecting
 from secfed.cli.output import print_json, show, tell
 from secfed.errors import BundleError
 
@@ -73,6 +74,7 @@ def make(
         Path | None,
         typer.Option("--tar", metavar="FILE", help="Also write it as one file."),
     ] = None,
+    where: Protecting = None,
     *,
     allow_unpinned: Annotated[
         bool,
@@ -95,7 +97,8 @@ def make(
         write_bundle,
         write_tar,
     )
-    from secfed.signing import load_or_create  # noqa: PLC0415
+    from secfed.runtime.key_places import find_protecting_key  # noqa: PLC0415
+    from secfed.runtime.keys import read_coordinator_key  # noqa: PLC0415
     from secfed.study import load_study  # noqa: PLC0415
 
     if not (keys / _KEY_NAME).is_file():
@@ -103,7 +106,7 @@ def make(
             f"{keys / _KEY_NAME}: no signing key; `secfed keys authority` makes it"
         )
     key, source = (
-        load_or_create(keys / _KEY_NAME),
+        read_coordinator_key(keys, find_protecting_key(where)),
         Source(wheels, extras or (), allow_unpinned),
     )
     loaded = load_study(study)

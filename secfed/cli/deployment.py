@@ -1,9 +1,11 @@
-"""``secfed serve``, ``site``, ``keys``, ``join``, ``status`` and ``stop``."""
+"""``secfed serve``, ``site``, ``status`` and ``stop``."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +14,7 @@ import click
 import typer
 
 from secfed.cli.budgets import tell_alarms
+from secfed.cli.keys import Protecting, host_and_port
 from secfed.cli.output import (
     INTERRUPTED,
     SecfedGroup,
@@ -21,18 +24,14 @@ from secfed.cli.output import (
     tell,
 )
 from secfed.cli.progress import progress_for
-from secfed.errors import StudyError, VerificationError
-from secfed.signing import fingerprint, format_fingerprint, load_or_create
+from secfed.errors import VerificationError
 
 if TYPE_CHECKING:
     from secfed.runtime.roster import Roster
     from secfed.runtime.served import ServeRecord
     from secfed.runtime.site_worker import SiteWorker
 
-__all__ = ["join", "keys_app", "resume_serving", "serve", "site_app", "status", "stop"]
-
-_KEY_NAME = "coordinator.key"
-_MAX_PORT = 65535
+__all__ = ["resume_serving", "serve", "site_app", "status", "stop"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 Rehearsal = Annotated[
@@ -40,14 +39,6 @@ Rehearsal = Annotated[
     typer.Option("--rehearsal", help="Allow a simulation seed: NOT PRIVATE."),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-
-keys_app = typer.Typer(
-    name="keys",
-    help="Keys of a deployment, made where they are used.",
-    cls=SecfedGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 site_app = typer.Typer(
     name="site",
     help="A site of a deployment.",
@@ -55,156 +46,6 @@ site_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-@keys_app.command("new")
-def new_keys(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The keys' folder.")],
-) -> None:
-    """Make a site's identity and node key; keys that are there are kept.
-
-    Example: secfed keys new keys
-    """
-    from secfed.runtime.keys import make_site_keys  # noqa: PLC0415
-
-    made = make_site_keys(folder)
-    show(f"keys:     {folder} (back it up; show it to nobody)")
-    show(f"identity: {format_fingerprint(fingerprint(made.identity.public_bytes))}")
-
-
-@keys_app.command("operator")
-def operator_key(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="The key to make.")],
-) -> None:
-    """Make a person's key for approvals; a key that is there is kept.
-
-    Its fingerprint goes into the site's policy, as one of `operators`.
-
-    Example: secfed keys operator anna.key
-    """
-    key = load_or_create(path)
-    show(f"key:         {path} (back it up; show it to nobody)")
-    show(f"fingerprint: {key.fingerprint()}")
-
-
-@keys_app.command("authority")
-def authority(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The keys' folder.")],
-    hosts: Annotated[
-        list[str],
-        typer.Option("--host", metavar="NAME", help="A name or address of the server."),
-    ],
-) -> None:
-    """Make a coordinator's keys; the authority and the signing key only once.
-
-    The server's certificate is made anew, for 397 days.
-
-    Example: secfed keys authority keys --host fl.example.org
-    """
-    from secfed.runtime.keys import (  # noqa: PLC0415
-        make_authority,
-        make_server_certificate,
-    )
-
-    make_authority(folder)
-    make_server_certificate(folder, hosts)
-    key = load_or_create(folder / _KEY_NAME)
-    show(f"keys:        {folder} (back it up; show it to nobody)")
-    show(f"coordinator: {format_fingerprint(key.fingerprint())}")
-
-
-@keys_app.command("roster")
-def roster(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study.toml.")],
-    requests: Annotated[
-        list[Path], typer.Argument(metavar="REQUEST...", help="One of each site.")
-    ],
-    folder: Annotated[
-        Path, typer.Option("--keys", metavar="DIR", help="The coordinator's keys.")
-    ],
-    address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where sites connect.")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The roster to write.")
-    ],
-) -> None:
-    """Countersign the sites' requests for one study.
-
-    Compare every fingerprint with the site's operator, by telephone, before you give
-    the roster away.
-
-    Example: secfed keys roster study.toml *.request.json --keys keys
-    --address fl.example.org:8443 --out roster.json
-    """
-    from secfed.runtime.keys import AUTHORITY_NAME  # noqa: PLC0415
-    from secfed.runtime.roster import make_roster, read_request  # noqa: PLC0415
-    from secfed.study import load_study  # noqa: PLC0415
-
-    _host_and_port(address)
-    read = [read_request(path.read_bytes(), path) for path in requests]
-    key = load_or_create(folder / _KEY_NAME)
-    certificate = (folder / AUTHORITY_NAME).read_text("ascii")
-    data = make_roster(key, load_study(study), address, certificate, read)
-    out.write_bytes(data)
-    _show_roster(out)
-
-
-@keys_app.command("revoke")
-def revoke_keys(
-    path: Annotated[Path, typer.Argument(metavar="ROSTER", help="It is rewritten.")],
-    sites: Annotated[list[str], typer.Argument(metavar="SITE...", help="Whose keys.")],
-    folder: Annotated[
-        Path, typer.Option("--keys", metavar="DIR", help="The coordinator's keys.")
-    ],
-) -> None:
-    """Trust the keys of some sites no longer; the study goes on without them.
-
-    Stop the coordinator, revoke, and `secfed resume` the run: a revoked site cannot
-    connect, is asked nothing, and its answers are not read. Give the new roster to
-    every site. New keys of the site need a new roster and a new run.
-
-    Example: secfed keys revoke roster.json north-general --keys keys
-    """
-    from secfed.runtime.directory import write_atomically  # noqa: PLC0415
-    from secfed.runtime.roster import revoke  # noqa: PLC0415
-
-    key = load_or_create(folder / _KEY_NAME)
-    write_atomically(path, revoke(key, path.read_bytes(), sites, path))
-    _show_roster(path)
-
-
-@keys_app.command("show")
-def show_keys(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A roster.")],
-) -> None:
-    """Check a roster and print its fingerprints, to be read aloud.
-
-    Example: secfed keys show roster.json
-    """
-    _show_roster(path)
-
-
-def join(
-    site: Annotated[str, typer.Argument(metavar="SITE", help="Its name in the study.")],
-    folder: Annotated[
-        Path, typer.Option("--keys", metavar="DIR", help="From `secfed keys new`.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The request to write.")
-    ] = None,
-) -> None:
-    """Write a site's signed request, which goes to the coordinator.
-
-    Example: secfed join north-general --keys keys
-    """
-    from secfed.runtime.keys import read_site_keys  # noqa: PLC0415
-
-    read = read_site_keys(folder)
-    path = out or Path(f"{site}.request.json")
-    path.write_bytes(read.request(site))
-    show(f"request:  {path}")
-    show(f"identity: {format_fingerprint(fingerprint(read.identity.public_bytes))}")
 
 
 def serve(
@@ -231,7 +72,18 @@ def serve(
     phase: Annotated[
         float, typer.Option(metavar="SECONDS", help="To wait in any other phase.")
     ] = 120.0,
+    where: Protecting = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="PORT", help="Serve /healthz and /metrics on loopback."),
+    ] = None,
     *,
+    or_resume: Annotated[
+        bool,
+        typer.Option(
+            "--or-resume", help="Continue the run in --out if there is one: a service."
+        ),
+    ] = False,
     rehearsal: Rehearsal = False,
     as_json: AsJson = False,
 ) -> None:
@@ -239,14 +91,21 @@ def serve(
 
     Example: secfed serve study.toml --roster roster.json --keys keys --out runs/first
     """
+    from secfed.runtime.key_places import absolute_place  # noqa: PLC0415
+    from secfed.runtime.metrics_server import loopback  # noqa: PLC0415
     from secfed.runtime.roster import read_roster  # noqa: PLC0415
-    from secfed.runtime.served import create_served  # noqa: PLC0415
+    from secfed.runtime.served import create_served, is_served  # noqa: PLC0415
     from secfed.study import load_study  # noqa: PLC0415
 
+    if or_resume and is_served(out):
+        resume_serving(out, as_json=as_json)
+        return
+    if metrics is not None:
+        loopback(metrics)
     read = read_roster(roster.read_bytes(), roster)
     if load_study(study).digest() != read.study.digest():
         raise VerificationError(f"{roster}: signed for another study than {study}")
-    host, port = _host_and_port(listen or read.address)
+    host, port = host_and_port(listen or read.address)
     record = create_served(
         out,
         roster=str(roster.resolve()),
@@ -258,6 +117,8 @@ def serve(
         joining=joining,
         training=training,
         phase=phase,
+        protecting_key=absolute_place(where),
+        metrics=metrics,
     )
     _serve(out, record, read, as_json=as_json)
 
@@ -282,25 +143,39 @@ def _serve(
     from secfed.runtime.ending import ending_on_sigterm  # noqa: PLC0415
     from secfed.runtime.envelope import Post  # noqa: PLC0415
     from secfed.runtime.flower.coordinator import Listener, coordinate  # noqa: PLC0415
+    from secfed.runtime.key_places import find_protecting_key  # noqa: PLC0415
+    from secfed.runtime.keys import read_coordinator_key, read_server  # noqa: PLC0415
+    from secfed.runtime.metrics_server import serving_metrics  # noqa: PLC0415
     from secfed.runtime.serve import check_deployable, serve_rounds  # noqa: PLC0415
-    from secfed.runtime.served import StatusProgress, opened  # noqa: PLC0415
+    from secfed.runtime.served import opened  # noqa: PLC0415
+    from secfed.runtime.sessions import sites_needed  # noqa: PLC0415
     from secfed.runtime.setup import prepare_data  # noqa: PLC0415
+    from secfed.runtime.status import StatusProgress  # noqa: PLC0415
 
     remember_run(click.get_current_context(), run_dir)
     check_deployable(roster.study, rehearsal=record.rehearsal)
     keys, base = Path(record.keys), Path(record.base_dir)
-    key = load_or_create(keys / _KEY_NAME)
+    protecting = find_protecting_key(record.protecting_key)
+    key = read_coordinator_key(keys, protecting)
     if key.public_bytes != roster.coordinator_key:
         raise VerificationError(f"{record.roster}: signed by another key than {keys}'s")
-    listener = Listener(
-        record.host, record.port, keys / "server.pem", keys / "server.key"
-    )
-    nodes = roster.nodes
-    with opened(run_dir), ending_on_sigterm(), progress_for() as shown:
-        progress = StatusProgress(shown, run_dir)
+    listener = Listener(record.host, record.port, *read_server(keys, protecting))
+    nodes, study = roster.nodes, roster.study
+    deadlines = Deadlines(record.joining, record.training, record.phase)
+    with ExitStack() as stack:
+        stack.enter_context(opened(run_dir))
+        stack.enter_context(ending_on_sigterm())
+        progress = StatusProgress(
+            stack.enter_context(progress_for()),
+            run_dir,
+            needed=sites_needed(study),
+            epsilon_limit=study.privacy.epsilon,
+            deadline_seconds=max(record.joining, record.training, record.phase),
+        )
+        stack.enter_context(progress.noting_the_end())
+        stack.enter_context(serving_metrics(record.metrics, progress.vitals))
         data = load_holdout(roster.study, base)
         prepared = prepare_data(roster.study, base, data, None, progress)
-        deadlines = Deadlines(record.joining, record.training, record.phase)
 
         def run(post: Post) -> None:
             serve_rounds(
@@ -334,21 +209,26 @@ def run_site(
     """
     from secfed.runtime.ending import ending_on_sigterm  # noqa: PLC0415
     from secfed.runtime.flower.site import Connection, work  # noqa: PLC0415
+    from secfed.runtime.metrics_server import serving_metrics  # noqa: PLC0415
     from secfed.runtime.watched_site import open_watched_site  # noqa: PLC0415
 
     with ending_on_sigterm():
         with progress_for() as progress:
             ready = open_watched_site(site, progress, _say, rehearsal=rehearsal)
-        link = Connection(ready.roster.address, ready.authority, ready.keys.node_file)
+        link = Connection(
+            ready.roster.address, ready.authority, ready.keys.node_private
+        )
         _say(f"ready; connecting to {ready.roster.address}")
         try:
-            work(
-                link,
-                ready.worker.answer,
-                ready.state / "flower",
-                lambda: ready.worker.finished,
-                _say,
-            )
+            with serving_metrics(ready.metrics, ready.watched.vitals):
+                work(
+                    link,
+                    ready.watched.answer,
+                    ready.state / "flower",
+                    lambda: ready.worker.finished,
+                    _say,
+                    ready.watched.linked,
+                )
         except KeyboardInterrupt:
             ready.worker.event("interrupted")
             _end_at_once(ready.worker, INTERRUPTED)
@@ -376,7 +256,10 @@ def site() -> None:
 
 
 def status(run_dir: RunDir, *, as_json: AsJson = False) -> None:
-    """Say where a coordinator's run is.
+    """Say where a coordinator's run is, or how it ended and what to do next.
+
+    The state is running, finished, stopped, aborted, refused, failed, or killed (it
+    ended without a word).
 
     Example: secfed status runs/first
     """
@@ -386,46 +269,44 @@ def status(run_dir: RunDir, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json(told)
         return
-    show(f"state:  {told['state']}")
+    error = f" ({told['error']})" if told.get("error") else ""
+    show(f"state:   {told['state']}{error}")
     if told.get("rounds"):
-        show(f"round:  {told['round']} of {told['rounds']}, {told['phase']}")
-        show(f"sites:  {', '.join(told['sites']) or 'none yet'}")
+        phase = f", {told['phase']}" if told["phase"] else ""
+        show(f"round:   {told['round']} of {told['rounds']}{phase}")
+        needed = f"; {told['needed']} needed" if told.get("needed") else ""
+        show(f"sites:   {', '.join(told['sites']) or 'none yet'}{needed}")
+    if told.get("epsilon") is not None:
+        limit = f" of {told['epsilon_limit']:g}" if told.get("epsilon_limit") else ""
+        show(f"epsilon: {told['epsilon']:.3f}{limit}, by the rounds that ended")
+    if "changed" in told:
         at = datetime.fromtimestamp(told["changed"]).astimezone()
-        show(f"since:  {at.isoformat(timespec='seconds')}")
+        show(f"since:   {at.isoformat(timespec='seconds')}")
+    if told["state"] not in {"running", "finished"}:
+        show(f"next:    secfed resume {shlex.quote(str(run_dir))}")
 
 
-def stop(run_dir: RunDir) -> None:
+def stop(
+    run_dir: RunDir,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="To wait until it has ended.")
+    ] = 60.0,
+    *,
+    as_json: AsJson = False,
+) -> None:
     """End a coordinator; a round that had begun counts as spent.
+
+    Exit code 0 when none runs any more; 1 when it has not ended in time.
 
     Example: secfed stop runs/first
     """
     from secfed.runtime.served import stop_served  # noqa: PLC0415
 
-    stopped = stop_served(run_dir)
-    show("asked to end" if stopped else "no coordinator has this run open")
-
-
-def _show_roster(path: Path) -> None:
-    from secfed.runtime.keys import certificate_fingerprint  # noqa: PLC0415
-    from secfed.runtime.roster import read_roster  # noqa: PLC0415
-
-    read = read_roster(path.read_bytes(), path)
-    show(f"study:       {read.study.name}, {format_fingerprint(read.study.digest())}")
-    show(f"coordinator: {format_fingerprint(fingerprint(read.coordinator_key))}")
-    certificate = certificate_fingerprint(read.authority)
-    show(f"authority:   {format_fingerprint(certificate)}")
-    for name, request in sorted(read.requests.items()):
-        mark = " REVOKED" if name in read.revoked else ""
-        show(f"{name}: {format_fingerprint(request.fingerprint)}{mark}")
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit():
-        raise StudyError("--address", "", f"{text!r} is not HOST:PORT")
-    if not 0 < int(port) <= _MAX_PORT:
-        raise click.BadParameter(f"{port} is not a port")
-    return host.strip("[]"), int(port)
+    stopped = stop_served(run_dir, wait)
+    if as_json:
+        print_json({"stopped": stopped})
+        return
+    show("ended" if stopped else "no coordinator has this run open")
 
 
 def _say(text: str) -> None:

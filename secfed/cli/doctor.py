@@ -143,15 +143,18 @@ def _measured(path: Path, site: str | None) -> tuple[Study, str, Path]:
     """
     from secfed.doctor.examine import kind_of  # noqa: PLC0415
     from secfed.errors import ProfileError  # noqa: PLC0415
-    from secfed.runtime.keys import read_site_keys  # noqa: PLC0415
-    from secfed.runtime.site_file import load_site_file, pinned_roster  # noqa: PLC0415
+    from secfed.runtime.site_file import (  # noqa: PLC0415
+        keys_of,
+        load_site_file,
+        pinned_roster,
+    )
     from secfed.study import load_study  # noqa: PLC0415
 
     kind, file = kind_of(path)
     folder = file.resolve().parent
     if kind == "site":
         own = load_site_file(file)
-        roster = pinned_roster(own, folder, read_site_keys(folder / own.keys))
+        roster = pinned_roster(own, folder, keys_of(own, folder))
         return roster.study, own.site, folder
     if site is None:
         raise ProfileError("with --measure and a study, say --site NAME")

@@ -37,13 +37,16 @@ def withdraw(
     Example: secfed withdraw north.toml --out withdrawal.json
     """
     from secfed.runtime.directory import write_atomically  # noqa: PLC0415
-    from secfed.runtime.keys import read_site_keys  # noqa: PLC0415
-    from secfed.runtime.site_file import load_site_file, pinned_roster  # noqa: PLC0415
+    from secfed.runtime.site_file import (  # noqa: PLC0415
+        keys_of,
+        load_site_file,
+        pinned_roster,
+    )
     from secfed.runtime.watched_site import log_of_site  # noqa: PLC0415
     from secfed.runtime.withdrawal import withdraw as end  # noqa: PLC0415
 
     own, folder = load_site_file(site), site.resolve().parent
-    keys = read_site_keys(folder / own.keys)
+    keys = keys_of(own, folder)
     study = pinned_roster(own, folder, keys).study
     if not yes:
         click.confirm(

@@ -12,10 +12,9 @@ from secfed.errors import DataError, ModelError, PolicyError, SecfedError, Study
 from secfed.model_files import WEIGHTS, find_model
 from secfed.policy import MOMENTARY, SitePolicy, load_policy
 from secfed.policy import check as check_policy
-from secfed.runtime.keys import read_site_keys
 from secfed.runtime.roster import Roster
 from secfed.runtime.serve import check_deployable
-from secfed.runtime.site_file import SiteFile, pinned_roster
+from secfed.runtime.site_file import SiteFile, keys_of, pinned_roster
 from secfed.study import MIN_UNITS, Study
 
 __all__ = [
@@ -30,8 +29,7 @@ __all__ = [
 def check_pin(site: SiteFile, folder: Path) -> tuple[Finding, Roster | None]:
     """Whether the roster is the pinned coordinator's and names this site's keys."""
     try:
-        keys = read_site_keys(folder / site.keys)
-        roster = pinned_roster(site, folder, keys)
+        roster = pinned_roster(site, folder, keys_of(site, folder))
     except SecfedError as error:
         mend = (
             "compare the coordinator's fingerprint by telephone (`secfed keys show`); "

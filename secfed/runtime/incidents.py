@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Final
 
 from secfed.canonical import sha256_hex
-from secfed.errors import RunDirectoryError
 from secfed.operations import OperationsLog
 from secfed.runtime.directory import open_run, write_atomically
-from secfed.runtime.keys import read_site_keys
+from secfed.runtime.key_places import find_protecting_key
+from secfed.runtime.keys import read_coordinator_key
 from secfed.runtime.roster import read_roster
-from secfed.runtime.served import open_served
+from secfed.runtime.served import is_served, open_served
 from secfed.runtime.signed_records import signed
-from secfed.runtime.site_file import load_site_file
+from secfed.runtime.site_file import keys_of, load_site_file
 from secfed.runtime.watched_site import log_of_site
 from secfed.runtime.watching import log_of_run
-from secfed.signing import RECORD, load_or_create
+from secfed.signing import RECORD
 
 __all__ = ["record_incident"]
 
@@ -79,7 +79,7 @@ def record_incident(
 
 def _site(path: Path) -> _Party:
     site, folder = load_site_file(path), path.resolve().parent
-    keys = read_site_keys(folder / site.keys)
+    keys = keys_of(site, folder)
     log = log_of_site(path)
     roster = folder / site.roster
     study = None
@@ -94,22 +94,17 @@ def _site(path: Path) -> _Party:
 
 def _coordinator(run_dir: Path) -> _Party:
     private = run_dir / "private"
-    if (private / "serve.json").is_file():
+    if is_served(run_dir):
         served = open_served(run_dir)
         roster = Path(served.roster)
         study = read_roster(roster.read_bytes(), roster).study
-        run_id, key_file = served.run_id, Path(served.keys) / "coordinator.key"
-        role = "coordinator"
+        run_id, role = served.run_id, "coordinator"
+        protecting = find_protecting_key(served.protecting_key)
+        key = read_coordinator_key(Path(served.keys), protecting)
     else:
         study, record, _ = open_run(run_dir)
-        run_id, key_file, role = (
-            record.run_id,
-            private / "coordinator.key",
-            "simulation",
-        )
-    if not key_file.is_file():
-        raise RunDirectoryError(f"{key_file}: there is no key to sign with")
-    key = load_or_create(key_file)
+        run_id, role = record.run_id, "simulation"
+        key = read_coordinator_key(private)  # A local run encrypts none.
     log = log_of_run(run_dir, study, run_id, role)
     return _Party(
         "coordinator",

@@ -3,14 +3,14 @@
 A site has an *identity* (Ed25519), which signs what it says, and a *node key* (NIST
 P-384), with which Flower admits its connection. A coordinator has a signing key
 (``secfed.signing``) and a certificate authority, made once and kept, under which its
-server's certificate stands. Only requests and rosters travel.
+server's certificate stands. Only requests and rosters travel. With a protecting key
+(``secfed.runtime.protection``) all of them are encrypted on disk.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,17 +31,31 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protocols.keys import KEY_BYTES, SigningKey, generate_identity
 from secfed.errors import RunDirectoryError, VerificationError
+from secfed.private_files import write_private
+from secfed.runtime.directory import write_atomically
+from secfed.runtime.protection import (
+    ProtectingKey,
+    is_protected,
+    protect_file,
+    read_secret,
+)
 from secfed.runtime.roster import make_request
-from secfed.signing import RECORD, framed
+from secfed.signing import RECORD, CoordinatorKey, signing_key
 
 __all__ = [
     "AUTHORITY_NAME",
-    "IDENTITY_NAME",
     "SiteKeys",
+    "any_protected",
     "certificate_fingerprint",
     "make_authority",
+    "make_coordinator_key",
     "make_server_certificate",
+    "make_signing_key",
     "make_site_keys",
+    "protect_keys",
+    "read_coordinator_key",
+    "read_server",
+    "read_signing_key",
     "read_site_keys",
 ]
 
@@ -49,8 +63,10 @@ AUTHORITY_NAME: Final = "authority.pem"
 _AUTHORITY_KEY: Final = "authority.key"
 _SERVER_KEY: Final = "server.key"
 _SERVER_NAME: Final = "server.pem"
-IDENTITY_NAME: Final = "identity.key"
+_IDENTITY: Final = "identity.key"
 _NODE: Final = "node.key"
+_COORDINATOR: Final = "coordinator.key"
+_SECRETS: Final = (_IDENTITY, _NODE, _COORDINATOR, _AUTHORITY_KEY, _SERVER_KEY)
 _AUTHORITY_DAYS: Final = 3650
 _SERVER_DAYS: Final = 397  # The longest that browsers accept; renewed by the authority.
 
@@ -58,49 +74,57 @@ _SERVER_DAYS: Final = 397  # The longest that browsers accept; renewed by the au
 class SiteKeys:
     """The keys of one site, read from its folder."""
 
-    def __init__(self, identity: SigningKey, node_file: Path, node_public: str) -> None:
+    def __init__(
+        self, identity: SigningKey, node_private: bytes, node_public: str
+    ) -> None:
         self.identity = identity
-        self.node_file = node_file
+        self.node_private = node_private  # In the format of OpenSSH.
         self.node_public = node_public
 
     def request(self, site: str) -> bytes:
         """The signed request that goes to the coordinator."""
         return make_request(self.identity, site, self.node_public)
 
+    @property
+    def signer(self) -> CoordinatorKey:
+        """The identity as a key that signs with a label: approvals, records."""
+        return CoordinatorKey(self.identity.to_bytes())
+
     def sign_record(self, message: bytes) -> bytes:
         """Sign a withdrawal or an incident; 64 bytes."""
-        return self.identity.sign(framed(RECORD, message))
+        return self.signer.sign(RECORD, message)
 
     def __repr__(self) -> str:
         return "SiteKeys(<private>)"
 
 
-def make_site_keys(folder: Path) -> SiteKeys:
+def make_site_keys(folder: Path, protecting: ProtectingKey | None = None) -> SiteKeys:
     """Make a site's two keys; keys that are there are kept.
 
     Raises:
-        RunDirectoryError: A key file is damaged or can be read by others.
+        RunDirectoryError: A key file is damaged, can be read by others, or is not
+            protected as it should be.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not (folder / IDENTITY_NAME).exists():
+    if not (folder / _IDENTITY).exists():
         identity = generate_identity(os.urandom(KEY_BYTES))
-        _write_secret(
-            folder / IDENTITY_NAME, identity.to_bytes().hex().encode() + b"\n"
-        )
+        data = identity.to_bytes().hex().encode() + b"\n"
+        _write_secret(folder / _IDENTITY, data, protecting)
     if not (folder / _NODE).exists():
         node = ec.generate_private_key(ec.SECP384R1())
         data = node.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-        _write_secret(folder / _NODE, data)
-    return read_site_keys(folder)
+        _write_secret(folder / _NODE, data, protecting)
+    return read_site_keys(folder, protecting)
 
 
-def read_site_keys(folder: Path) -> SiteKeys:
+def read_site_keys(folder: Path, protecting: ProtectingKey | None = None) -> SiteKeys:
     """A site's keys.
 
     Raises:
-        RunDirectoryError: A key is missing, damaged, or can be read by others.
+        RunDirectoryError: A key is missing, damaged, can be read by others, or is not
+            protected as it should be.
     """
-    identity, node = _read_secret(folder / IDENTITY_NAME), _read_secret(folder / _NODE)
+    identity = read_secret(folder / _IDENTITY, protecting)
+    node = read_secret(folder / _NODE, protecting)
     try:
         signing = SigningKey.from_bytes(bytes.fromhex(identity.decode("ascii").strip()))
         private = load_ssh_private_key(node, password=None)
@@ -109,19 +133,59 @@ def read_site_keys(folder: Path) -> SiteKeys:
     public = private.public_key().public_bytes(
         Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
     )
-    return SiteKeys(signing, folder / _NODE, public.decode("ascii"))
+    return SiteKeys(signing, node, public.decode("ascii"))
 
 
-def make_authority(folder: Path) -> Path:
+def make_signing_key(
+    path: Path, protecting: ProtectingKey | None = None
+) -> CoordinatorKey:
+    """Make a signing key, of an operator or a coordinator; one that is there is kept.
+
+    Raises:
+        RunDirectoryError: It is damaged, can be read by others, or is not protected as
+            it should be.
+    """
+    if not path.exists() and not path.is_symlink():
+        data = os.urandom(KEY_BYTES).hex().encode() + b"\n"
+        _write_secret(path, data, protecting)
+    return read_signing_key(path, protecting)
+
+
+def read_signing_key(
+    path: Path, protecting: ProtectingKey | None = None
+) -> CoordinatorKey:
+    """A signing key's file; none is made.
+
+    Raises:
+        RunDirectoryError: As of ``make_signing_key``, or there is none.
+    """
+    return signing_key(read_secret(path, protecting), path)
+
+
+def make_coordinator_key(
+    folder: Path, protecting: ProtectingKey | None = None
+) -> CoordinatorKey:
+    """``make_signing_key`` of a coordinator's folder."""
+    return make_signing_key(folder / _COORDINATOR, protecting)
+
+
+def read_coordinator_key(
+    folder: Path, protecting: ProtectingKey | None = None
+) -> CoordinatorKey:
+    """``read_signing_key`` of a coordinator's folder."""
+    return read_signing_key(folder / _COORDINATOR, protecting)
+
+
+def make_authority(folder: Path, protecting: ProtectingKey | None = None) -> Path:
     """Make a certificate authority, unless there is one; returns its certificate.
 
     Raises:
-        RunDirectoryError: Its files are damaged or can be read by others.
+        RunDirectoryError: Its files are damaged, can be read by others, or are not
+            protected as they should be.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     certificate = folder / AUTHORITY_NAME
     if certificate.exists():
-        _load_authority(folder)
+        _load_authority(folder, protecting)
         return certificate
     key = ec.generate_private_key(ec.SECP384R1())
     name = _name("secfed coordinator's authority")
@@ -145,21 +209,21 @@ def make_authority(folder: Path) -> Path:
         )
         .sign(key, hashes.SHA384())
     )
-    _write_secret(folder / _AUTHORITY_KEY, _pem(key))
-    certificate.write_bytes(made.public_bytes(Encoding.PEM))
+    # A key without a certificate was never used: a crash came between.
+    _write_secret(folder / _AUTHORITY_KEY, _pem(key), protecting, replace=True)
+    write_atomically(certificate, made.public_bytes(Encoding.PEM))
     return certificate
 
 
-def make_server_certificate(folder: Path, hosts: Sequence[str]) -> tuple[Path, Path]:
+def make_server_certificate(
+    folder: Path, hosts: Sequence[str], protecting: ProtectingKey | None = None
+) -> None:
     """A new server key and its certificate for some host names or addresses.
-
-    Returns:
-        The certificate's file and the key's.
 
     Raises:
         RunDirectoryError: There is no authority in the folder.
     """
-    authority, signer = _load_authority(folder)
+    authority, signer = _load_authority(folder, protecting)
     key = ec.generate_private_key(ec.SECP256R1())
     made = (
         _builder(_name(hosts[0]), authority.subject, key.public_key(), _SERVER_DAYS)
@@ -177,10 +241,53 @@ def make_server_certificate(folder: Path, hosts: Sequence[str]) -> tuple[Path, P
         )
         .sign(signer, hashes.SHA384())
     )
-    (folder / _SERVER_KEY).unlink(missing_ok=True)
-    _write_secret(folder / _SERVER_KEY, _pem(key))
-    (folder / _SERVER_NAME).write_bytes(made.public_bytes(Encoding.PEM))
-    return folder / _SERVER_NAME, folder / _SERVER_KEY
+    _write_secret(folder / _SERVER_KEY, _pem(key), protecting, replace=True)
+    write_atomically(folder / _SERVER_NAME, made.public_bytes(Encoding.PEM))
+
+
+def read_server(
+    folder: Path, protecting: ProtectingKey | None = None
+) -> tuple[Path, bytes]:
+    """A server's certificate file, and its private key (PEM).
+
+    Raises:
+        RunDirectoryError: The key cannot be read, or is not protected as it should be.
+    """
+    return folder / _SERVER_NAME, read_secret(folder / _SERVER_KEY, protecting)
+
+
+def protect_keys(
+    keys: Path, protecting: ProtectingKey, before: ProtectingKey | None = None
+) -> tuple[str, ...]:
+    """Encrypt every secret file that is not; returns their names.
+
+    Args:
+        keys: The folder of a site or of a coordinator, or an operator's one file.
+        protecting: From now on.
+        before: The protecting key until now, where it is replaced.
+
+    Raises:
+        RunDirectoryError: There is no key, or one cannot be read. What was changed
+            stays changed; the same call again goes on.
+    """
+    held = _secrets_of(keys)
+    if not held:
+        raise RunDirectoryError(f"{keys}: no keys here; see `secfed keys`")
+    if held == [keys] and not any_protected(keys):
+        read_signing_key(keys)  # No other file is ever encrypted by mistake.
+    return tuple(p.name for p in held if protect_file(p, protecting, before))
+
+
+def any_protected(keys: Path) -> bool:
+    """Whether a secret of a keys folder, or an operator's key, is encrypted already."""
+    return any(is_protected(path.read_bytes()) for path in _secrets_of(keys))
+
+
+def _secrets_of(keys: Path) -> list[Path]:
+    """The secret files of a folder, or an operator's one file; none where it is not."""
+    if not keys.is_dir():
+        return [keys] if keys.exists() else []
+    return [keys / name for name in _SECRETS if (keys / name).exists()]
 
 
 def certificate_fingerprint(pem: str) -> str:
@@ -197,9 +304,9 @@ def certificate_fingerprint(pem: str) -> str:
 
 
 def _load_authority(
-    folder: Path,
+    folder: Path, protecting: ProtectingKey | None
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    secret = _read_secret(folder / _AUTHORITY_KEY)
+    secret = read_secret(folder / _AUTHORITY_KEY, protecting)
     try:
         data = (folder / AUTHORITY_NAME).read_bytes()
         certificate = x509.load_pem_x509_certificate(data)
@@ -241,32 +348,12 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _write_secret(path: Path, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_secret(path: Path) -> bytes:
-    """A file that nobody else can read.
-
-    Raises:
-        RunDirectoryError: It is missing, or others can read it.
-    """
-    try:
-        status = path.lstat()
-        data = path.read_bytes()
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{path}: the key cannot be opened: {error.strerror}; see `secfed keys`"
-        ) from error
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-        raise RunDirectoryError(f"{path}: not a plain file of this user")
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise RunDirectoryError(
-            f"{path}: the key is open to other users; take their access away "
-            "(chmod 600), or make a new key if they may have read it"
-        )
-    return data
+def _write_secret(
+    path: Path,
+    data: bytes,
+    protecting: ProtectingKey | None,
+    *,
+    replace: bool = False,
+) -> None:
+    held = data if protecting is None else protecting.seal(path.name, data)
+    write_private(path, held, replace=replace)

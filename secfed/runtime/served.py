@@ -12,21 +12,22 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from secfed.canonical import canonical_json
-from secfed.errors import RunDirectoryError
+from secfed.errors import RunDirectoryError, SecfedError
 from secfed.runtime.directory import write_atomically
-from secfed.runtime.progress import Progress
+from secfed.runtime.status import read_status
 
 __all__ = [
     "ServeRecord",
-    "StatusProgress",
+    "StillRunningError",
     "create_served",
+    "is_served",
     "open_served",
     "opened",
     "status_of",
@@ -34,9 +35,13 @@ __all__ = [
 ]
 
 _RECORD = "serve.json"
-_STATUS = "status.json"
 _LOCK = "serve.lock"
 _RUN_ID_BYTES = 8
+_LOOK_SECONDS = 0.1
+
+
+class StillRunningError(SecfedError):
+    """A coordinator that was asked to end has not; it may be in a long step."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,13 @@ class ServeRecord:
     joining: float
     training: float
     phase: float
+    protecting_key: str | None = None
+    metrics: str | None = None
+
+
+def is_served(run_dir: Path) -> bool:
+    """Whether a coordinator made this run directory."""
+    return (run_dir / "private" / _RECORD).is_file()
 
 
 def create_served(run_dir: Path, **values: Any) -> ServeRecord:
@@ -121,72 +133,47 @@ def _holder(run_dir: Path) -> int | None:
     return None
 
 
-def stop_served(run_dir: Path) -> bool:
-    """Ask the coordinator to end; False where none runs.
+def stop_served(run_dir: Path, wait_seconds: float) -> bool:
+    """Ask the coordinator to end, and wait until it has; False where none runs.
 
     A round that has begun counts as spent; the others are for ``secfed resume``.
+
+    Raises:
+        RunDirectoryError: There is no run of a coordinator here.
+        StillRunningError: It has not ended in time.
     """
+    open_served(run_dir)
     process = _holder(run_dir)
     if process is None:
         return False
     os.kill(process, signal.SIGTERM)
+    end = time.monotonic() + wait_seconds
+    while _holder(run_dir) is not None:
+        if time.monotonic() >= end:
+            raise StillRunningError(
+                f"{run_dir}: asked to end, and process {process} has not after "
+                f"{wait_seconds:g} s; see `secfed status {run_dir}`"
+            )
+        time.sleep(_LOOK_SECONDS)
     return True
 
 
 def status_of(run_dir: Path) -> dict[str, Any]:
     """Where a run is: its state, round and phase, and who has answered.
 
+    ``state`` is ``running``, how the coordinator ended (``StatusProgress``), or
+    ``killed`` where it ended without a word.
+
     Raises:
         RunDirectoryError: There is no run of a coordinator here.
     """
     open_served(run_dir)
-    path = run_dir / "private" / _STATUS
-    told = json.loads(path.read_bytes()) if path.is_file() else {}
-    finished = (run_dir / "manifest.json").is_file()
-    running = _holder(run_dir) is not None
-    state = "running" if running else "finished" if finished else "stopped"
+    told = read_status(run_dir / "private")
+    end = told.pop("end", None)
+    if _holder(run_dir) is not None:
+        state = "running"
+    elif (run_dir / "manifest.json").is_file():
+        state = "finished"
+    else:
+        state = end or "killed"
     return {"state": state, **told}
-
-
-class StatusProgress:
-    """Passes events on and keeps the last ones for ``secfed status``."""
-
-    def __init__(self, inner: Progress, run_dir: Path) -> None:
-        self._inner = inner
-        self._path = run_dir / "private" / _STATUS
-        self._told: dict[str, Any] = {"round": 0, "rounds": 0, "phase": "", "sites": []}
-
-    def arm(self, name: str, index: int, total: int) -> None:
-        """Pass the event on."""
-        self._inner.arm(name, index, total)
-
-    def round(self, arm: str, round: int, rounds: int) -> None:  # noqa: A002
-        """Keep the round."""
-        self._inner.round(arm, round, rounds)
-        self._keep(round=round, rounds=rounds, phase="", sites=[])
-
-    def phase(self, text: str) -> None:
-        """Keep the phase."""
-        self._inner.phase(text)
-        self._keep(phase=text, sites=[])
-
-    def site(self, site: str, done: int, total: int) -> None:
-        """Keep who has answered."""
-        self._inner.site(site, done, total)
-        self._keep(sites=[*self._told["sites"], site])
-
-    def note(self, text: str) -> None:
-        """Pass the event on."""
-        self._inner.note(text)
-
-    def event(self, kind: str, **fields: str | int | Sequence[str]) -> None:
-        """Pass the event on."""
-        self._inner.event(kind, **fields)
-
-    def finished_round(self, metrics: Mapping[str, Any]) -> None:
-        """Pass the event on."""
-        self._inner.finished_round(metrics)
-
-    def _keep(self, **values: Any) -> None:
-        self._told |= values | {"changed": int(time.time())}
-        write_atomically(self._path, canonical_json(self._told) + b"\n")

@@ -35,6 +35,7 @@ __all__ = [
     "evaluation_terms",
     "model_digest",
     "session_params",
+    "sites_needed",
     "sum_under_masks",
     "terms_of",
 ]
@@ -160,6 +161,12 @@ def session_params(
         mode=study.secagg.mode,
         suite=study.secagg.suite_number,
     )
+
+
+def sites_needed(study: Study) -> int:
+    """Without how many sites no round of a study is opened, where all are asked."""
+    chosen = study.secagg.threshold
+    return chosen or default_threshold(len(study.sites), study.secagg.colluders)
 
 
 class Link(Protocol):

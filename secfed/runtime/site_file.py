@@ -11,6 +11,10 @@ Example::
     coordinator = "0011 2233 ..."
     policy = "site.toml"
     state = "state"
+    # Under what the keys are encrypted: a path, or "keyring:NAME".
+    protecting_key = "/etc/secfed/protecting.key"
+    # Health and metrics of this site's process, on loopback only.
+    metrics = 9465
     # How this machine computes; no sum and no plan depends on it. `secfed assign` and
     # `secfed doctor --measure` say what is fast here.
     micro_batch_tokens = 1024
@@ -31,11 +35,14 @@ from secfed.errors import StudyError, VerificationError
 from secfed.governance import consent_of
 from secfed.policy import SitePolicy, load_policy
 from secfed.runtime.directory import write_atomically
+from secfed.runtime.key_places import find_protecting_key
 from secfed.runtime.keys import AUTHORITY_NAME, SiteKeys, read_site_keys
+from secfed.runtime.metrics_server import loopback
 from secfed.runtime.progress import Progress
 from secfed.runtime.roster import Roster, read_roster
 from secfed.runtime.serve import check_deployable
 from secfed.runtime.setup import Prepared, prepare_data
+from secfed.runtime.site_vitals import WatchedSite
 from secfed.runtime.site_worker import SiteWorker
 from secfed.signing import fingerprint, format_fingerprint, parse_fingerprint
 from secfed.study.reading import Table, checked, read_toml
@@ -45,6 +52,7 @@ __all__ = [
     "OpenSite",
     "SiteFile",
     "approving_policy",
+    "keys_of",
     "load_site_file",
     "open_site",
     "pinned_roster",
@@ -62,6 +70,8 @@ class SiteFile(Table):
     coordinator: str
     policy: str = "site.toml"
     state: str = "state"
+    protecting_key: str | None = None
+    metrics: Count | str | None = None
     micro_batch_tokens: Count | None = None
     threads: Count | None = None
 
@@ -71,6 +81,8 @@ class OpenSite:
     """A site that is ready to answer, and what it needs to connect."""
 
     worker: SiteWorker
+    watched: WatchedSite
+    metrics: int | str | None
     roster: Roster
     keys: SiteKeys
     authority: Path
@@ -84,11 +96,23 @@ def load_site_file(path: Path) -> SiteFile:
         StudyError: Missing, not TOML, an unknown key or a wrong value.
     """
     site = checked(SiteFile, read_toml(path), path)
+    if site.metrics is not None:
+        loopback(site.metrics)
     try:
         parse_fingerprint(site.coordinator)
     except ValueError as error:
         raise StudyError(path, "coordinator", str(error)) from error
     return site
+
+
+def keys_of(site: SiteFile, folder: Path) -> SiteKeys:
+    """A site's keys, opened under the protecting key that it names.
+
+    Raises:
+        RunDirectoryError: They cannot be read, or are not protected as they should be.
+    """
+    protecting = find_protecting_key(site.protecting_key, folder)
+    return read_site_keys(folder / site.keys, protecting)
 
 
 def pinned_roster(site: SiteFile, folder: Path, keys: SiteKeys) -> Roster:
@@ -137,7 +161,7 @@ def open_site(
     """
     site, folder = load_site_file(path), path.resolve().parent
     # 1
-    keys = read_site_keys(folder / site.keys)
+    keys = keys_of(site, folder)
     roster = pinned_roster(site, folder, keys)
     # 2
     check_deployable(roster.study, rehearsal=rehearsal)
@@ -152,7 +176,16 @@ def open_site(
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_atomically(state / AUTHORITY_NAME, roster.authority.encode())
     worker = SiteWorker(roster, site.site, keys.identity, prepared, policy, state, say)
-    return OpenSite(worker, roster, keys, state / AUTHORITY_NAME, state)
+    rounds = roster.study.training.rounds
+    return OpenSite(
+        worker=worker,
+        watched=WatchedSite(worker, rounds, policy.max_epsilon),
+        metrics=site.metrics,
+        roster=roster,
+        keys=keys,
+        authority=state / AUTHORITY_NAME,
+        state=state,
+    )
 
 
 def approving_policy(

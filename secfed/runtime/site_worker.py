@@ -142,6 +142,7 @@ class SiteWorker:
         # Of the operations log, where the site has one (``watched_site``).
         self.event: Callable[..., None] = _unheard
         self._alarm = 0
+        self.last_error = ""  # Its class; the sentence is in the site's log.
 
     @property
     def training(self) -> bool:
@@ -152,6 +153,10 @@ class SiteWorker:
     def budget_file(self) -> Path:
         """Where the site keeps what it has spent."""
         return self._budget.path
+
+    def spent_epsilon(self) -> float:
+        """Of all that was reserved on the site's population, by every study."""
+        return self._budget.spent_epsilon()
 
     def answer(self, phase: str, sealed: Sealed) -> Sealed:
         """Answer one order, or decline it in one word; nothing else leaves the site.
@@ -207,12 +212,14 @@ class SiteWorker:
         try:
             return ACCEPTED, self._run(order, body)
         except (PolicyError, BudgetExceededError) as error:
+            self.last_error = type(error).__name__
             word = "budget" if isinstance(error, BudgetExceededError) else "policy"
             self._say(f"{named(order)}, {order.phase}: refused: {error}")
             if self._reserved(order):
                 word = "failed"
             self._declined(order, word, error)
         except (ProtocolError, SecfedError, OSError) as error:
+            self.last_error = type(error).__name__
             word = "failed"
             self._say(f"{named(order)}, {order.phase}: {error}")
             self._declined(order, word, error)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parties import protecting_of
 from small import EXAMPLE, small_policy, small_study
 
 from protocols.keys import generate_identity
@@ -30,15 +31,19 @@ from secfed.runtime.deployed import Deadlines
 from secfed.runtime.envelope import Post, Sealed
 from secfed.runtime.flower.coordinator import Listener, coordinate
 from secfed.runtime.flower.site import Connection, work
-from secfed.runtime.keys import AUTHORITY_NAME, read_site_keys
+from secfed.runtime.keys import (
+    AUTHORITY_NAME,
+    read_coordinator_key,
+    read_server,
+    read_site_keys,
+)
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.roster import Roster, read_roster
 from secfed.runtime.serve import serve_rounds
-from secfed.runtime.served import StatusProgress
 from secfed.runtime.sessions import PHASES
 from secfed.runtime.setup import Prepared, plan_sites, prepare
 from secfed.runtime.site_worker import SiteWorker
-from secfed.signing import load_or_create
+from secfed.runtime.status import StatusProgress
 from secfed.study import Study
 
 __all__ = [
@@ -192,7 +197,7 @@ def run_site(
     home = Path(folder) / site
     _log_to(home / "log.txt")
     roster = _roster(home / "roster.json")
-    keys = read_site_keys(home / "keys")
+    keys = read_site_keys(home / "keys", protecting_of(home))
     identity = generate_identity(bytes(32)) if stolen else keys.identity
     prepared = prepared_for(roster.study)
     own = replace(
@@ -207,7 +212,7 @@ def run_site(
     (state / AUTHORITY_NAME).write_text(roster.authority)
     worker = SiteWorker(roster, site, identity, own, small_policy(), state, _say)
     faulty = FaultySite(worker, faults, home)
-    link = Connection(roster.address, state / AUTHORITY_NAME, keys.node_file)
+    link = Connection(roster.address, state / AUTHORITY_NAME, keys.node_private)
     flower = Path(folder) / f"{site}-flower"
     work(link, faulty.answer, flower, lambda: worker.finished, _say)
     shutil.copytree(state, home / "kept")  # The file system ends with this process.
@@ -260,11 +265,12 @@ def run_coordinator(
     if study is not None:
         roster = replace(roster, study=study)
     keys, run_dir = home / "keys", home / "run"
+    protecting = protecting_of(home)
     (run_dir / "private").mkdir(parents=True, exist_ok=True, mode=0o700)
     host, port = roster.address.split(":")
-    listener = Listener(host, int(port), keys / "server.pem", keys / "server.key")
+    listener = Listener(host, int(port), *read_server(keys, protecting))
     public = replace(prepared_for(roster.study), records={}, fingerprints={})
-    key, told = load_or_create(keys / "coordinator.key"), Notes(run_dir)
+    key, told = read_coordinator_key(keys, protecting), Notes(run_dir)
 
     def run(post: Post) -> None:
         faulty = FaultyPost(post, faults, wait_for_all=wait_for_all)

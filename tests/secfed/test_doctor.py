@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tomli_w
 from packaging.specifiers import SpecifierSet
-from parties import set_up
+from parties import protecting_of, set_up
 from safetensors.numpy import save_file
 from small import study_values
 from test_doctor_network import Answers, _no_proxy, running
@@ -32,6 +32,8 @@ from secfed.doctor.versions import (
 )
 from secfed.errors import StudyError
 from secfed.runtime.flower.children import LOOPBACK, SWITCHES
+from secfed.runtime.keys import read_server
+from secfed.runtime.protection import read_secret
 from secfed.study import load_study
 
 SITE = "north-general"
@@ -113,11 +115,14 @@ def test_a_site_that_lacks_nothing_passes_all_but_the_absent_coordinator(
 def test_a_site_with_its_coordinator_passes_everything(site: Path) -> None:
     import http.server  # noqa: PLC0415
 
-    keys = site.parent / "coordinator" / "keys"
+    home = site.parent / "coordinator"
+    certificate, secret = read_server(home / "keys", protecting_of(home))
+    opened = home / "server.key"  # Python takes a key from a file only.
+    opened.write_bytes(secret)
     roster = json.loads((site / "roster.json").read_bytes())
     port = int(roster["address"].rpartition(":")[2])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(keys / "server.pem", keys / "server.key")
+    context.load_cert_chain(certificate, opened)
     server = http.server.ThreadingHTTPServer((LOOPBACK, port), Answers)
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
@@ -243,7 +248,7 @@ def test_as_json_it_is_one_value_and_holds_nothing_private(site: Path) -> None:
     assert {"check", "status", "text", "mend"} == set(value["findings"][0])
     assert WORDS not in shown.output
     for key in ("identity.key", "node.key"):
-        secret = (site / "keys" / key).read_text().split()
+        secret = read_secret(site / "keys" / key, protecting_of(site)).decode().split()
         assert not any(len(w) > 20 and w in shown.output for w in secret)
     counts = re.findall(rf"\b{TEXTS}\b", json.dumps(value["findings"][-8:]))
     assert not counts

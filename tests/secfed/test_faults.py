@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 from faulty import SEED, Fault, run_coordinator, run_site, study_of, toml_of
-from parties import Parties, set_up
+from parties import Parties, protecting_of, set_up
 from small import EXAMPLE, study_values
 
 from secfed.entries import InterruptedEntry, RoundEntry
 from secfed.ledger import split_lines, verify_entries
 from secfed.privacy.budget import Budget
 from secfed.runtime.deployed import Deadlines
-from secfed.signing import load_or_create
+from secfed.runtime.keys import read_coordinator_key
+from secfed.signing import CoordinatorKey
 from secfed.verify import verify_run
 
 pytestmark = pytest.mark.deployment
@@ -32,6 +33,11 @@ pytestmark = pytest.mark.deployment
 A, B, C, D = study_of(2).sites
 PHASES = ("advertise", "shares", "training", "masked-input", "confirm", "unmask")
 SECONDS = 3600.0  # Nothing is measured here, and the machine may be busy.
+
+
+def coordinator_key(parties: Parties) -> CoordinatorKey:
+    home = parties.coordinator
+    return read_coordinator_key(home / "keys", protecting_of(home))
 
 
 @dataclass
@@ -72,7 +78,7 @@ class Forked:
 
     def entries(self) -> list[Any]:
         lines = split_lines((self.run / "ledger.jsonl").read_bytes())
-        key = load_or_create(self.parties.coordinator / "keys" / "coordinator.key")
+        key = coordinator_key(self.parties)
         return [entry.parsed() for entry in verify_entries(lines, key.public_bytes)]
 
     def rounds(self) -> dict[int, Any]:
@@ -254,7 +260,7 @@ def test_a_revoked_site_is_asked_nothing_and_the_study_goes_on(
     run.coordinator(Fault("kill", 2, "adapter"))
     assert run.code() == -signal.SIGKILL
     path = run.parties.coordinator / "roster.json"
-    key = load_or_create(run.parties.coordinator / "keys" / "coordinator.key")
+    key = coordinator_key(run.parties)
     path.write_bytes(revoke(key, path.read_bytes(), [D], path))
     run.coordinator()
     run.finish()

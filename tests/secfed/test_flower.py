@@ -30,6 +30,7 @@ from secfed.runtime.keys import (
     make_authority,
     make_server_certificate,
     make_site_keys,
+    read_server,
     read_site_keys,
 )
 from secfed.runtime.roster import read_roster
@@ -177,10 +178,12 @@ def test_the_authority_stays_and_the_servers_certificate_is_renewed(
     tmp_path: Path,
 ) -> None:
     before = make_authority(tmp_path).read_bytes()
-    first = make_server_certificate(tmp_path, ["127.0.0.1", "fl.example"])[0]
-    old = first.read_bytes()
+    make_server_certificate(tmp_path, ["127.0.0.1", "fl.example"])
+    old, key = read_server(tmp_path)[0].read_bytes(), read_server(tmp_path)[1]
     assert make_authority(tmp_path).read_bytes() == before
-    assert make_server_certificate(tmp_path, ["127.0.0.1"])[0].read_bytes() != old
+    make_server_certificate(tmp_path, ["127.0.0.1"])
+    assert read_server(tmp_path)[0].read_bytes() != old
+    assert read_server(tmp_path)[1] != key
     assert len(certificate_fingerprint(before.decode())) == 64
     with pytest.raises(VerificationError, match="not a certificate"):
         certificate_fingerprint("nothing")
@@ -193,24 +196,26 @@ def test_from_keys_to_a_roster_on_the_command_line(tmp_path: Path) -> None:
         return done.output
 
     home, study = tmp_path / "coordinator", EXAMPLE / "study.toml"
-    secfed_("keys", "authority", home, "--host", "fl.example")
+    protect = ("--protecting-key", tmp_path / "protecting.key")
+    secfed_("keys", "authority", home, "--host", "fl.example", *protect)
     requests, said = [], ""
     for site in load_study(study).sites:
         keys = tmp_path / site
-        said = secfed_("keys", "new", keys)
+        said = secfed_("keys", "new", keys, *protect)
         requests.append(tmp_path / f"{site}.json")
         assert said.splitlines()[-1] in secfed_(
-            "join", site, "--keys", keys, "--out", requests[-1]
+            "join", site, "--keys", keys, "--out", requests[-1], *protect
         )
     out = tmp_path / "roster.json"
     options = ("--keys", home, "--address", "fl.example:8443", "--out", out)
-    secfed_("keys", "roster", study, *requests, *options)
+    secfed_("keys", "roster", study, *requests, *options, *protect)
     shown = secfed_("keys", "show", out)
     assert said.splitlines()[-1].removeprefix("identity: ") in shown
     roster = read_roster(out.read_bytes(), out)
     assert roster.address == "fl.example:8443"
     refused = CliRunner().invoke(
-        cli, ["keys", "roster", str(study), str(requests[0]), *map(str, options)]
+        cli,
+        ["keys", "roster", str(study), str(requests[0]), *map(str, options + protect)],
     )
     assert refused.exit_code == 3
     assert "the study has the sites" in refused.output

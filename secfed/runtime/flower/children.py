@@ -35,27 +35,49 @@ SWITCHES: Final = {
 }
 """Without these Flower asks the network for things when it starts."""
 
+_PIPE_BYTES: Final = 16384
 _TERM_SECONDS: Final = 10.0
 _GOODBYE_SECONDS: Final = 5.0
 
 
 class Child:
-    """A Flower process that belongs to this one; its output goes to a file."""
+    """A Flower process that belongs to this one; its output goes to a file.
+
+    Args:
+        module: What it runs.
+        arguments: Of its command line.
+        home: Flower's home.
+        log: Where its output goes.
+        handed: Secrets by the option that names a file of them. Each goes through a
+            pipe, which is read once: no secret is in a file, or in the arguments.
+    """
 
     def __init__(
-        self, module: str, arguments: Sequence[str], home: Path, log: Path
+        self,
+        module: str,
+        arguments: Sequence[str],
+        home: Path,
+        log: Path,
+        handed: Mapping[str, bytes],
     ) -> None:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                [sys.executable, "-m", module, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(home),
-            )
+        pipes = {option: _filled(secret) for option, secret in handed.items()}
+        named = [part for o, pipe in pipes.items() for part in (o, f"/dev/fd/{pipe}")]
+        try:
+            with log.open("ab") as output:
+                self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                    [sys.executable, "-m", module, *arguments, *named],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=_environment(home),
+                    pass_fds=list(pipes.values()),
+                )
+        finally:
+            for pipe in pipes.values():
+                os.close(pipe)
 
     @property
     def running(self) -> bool:
@@ -71,6 +93,20 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _filled(secret: bytes) -> int:
+    """The reading end of a pipe that holds a secret, and ends after it.
+
+    Raises:
+        RunDirectoryError: The secret is larger than the least that a pipe takes.
+    """
+    if len(secret) > _PIPE_BYTES:
+        raise RunDirectoryError("a key is too large to be handed to Flower")
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as end:
+        end.write(secret)
+    return reading
 
 
 def _environment(home: Path) -> Mapping[str, str]:

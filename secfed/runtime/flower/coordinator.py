@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,12 +65,12 @@ _TASK_SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class Listener:
-    """Where the fleet API is published, and with which certificate."""
+    """Where the fleet API is published, with which certificate and its key (PEM)."""
 
     host: str
     port: int
     certificate: Path
-    key: Path
+    key: bytes = field(repr=False)
 
 
 def coordinate(
@@ -113,28 +113,21 @@ def _superlink(listener: Listener, folder: Path, token: str) -> Iterator[str]:
         "port": listener.port,
         "private_port": port,
         "certificate": str(listener.certificate),
-        "key": str(listener.key),
         "database": str(folder / "superlink.sqlite"),
         "token": token,
     }
-    path = folder / "superlink.json"
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    with path.open("wb") as file:
-        file.write(canonical_json(settings))
     child = Child(
         "secfed.runtime.flower.superlink",
-        [str(path)],
+        [],
         folder / "flower",
         folder / "superlink.log",
+        {"--settings": canonical_json(settings), "--key": listener.key},
     )
     try:
         wait_for_port(child, port)
-        path.unlink()  # It was read; the token is in two memories only.
         yield f"{LOOPBACK}:{port}"
     finally:
         child.stop()
-        path.unlink(missing_ok=True)
 
 
 class _Token:

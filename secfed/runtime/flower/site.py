@@ -7,19 +7,18 @@ over loopback with a secret that is made anew at each start.
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from secfed.runtime.flower.children import LOOPBACK, Child, free_port, wait_for_port
 from secfed.runtime.flower.client_app import Answering, client_app
 from secfed.runtime.flower.runner import Runner
 
-__all__ = ["Connection", "work"]
+__all__ = ["Connection", "Linked", "work"]
 
 _AGAIN_SECONDS: Final = 3.0
 _LAST_SECONDS: Final = 5.0
@@ -32,12 +31,23 @@ class Connection:
     Attributes:
         address: Host and port of the fleet API.
         authority: Certificate (PEM) that the server's must be signed by.
-        node_key: File of the node's private key, in the format of OpenSSH.
+        node_key: The node's private key, in the format of OpenSSH.
     """
 
     address: str
     authority: Path
-    node_key: Path
+    node_key: bytes = field(repr=False)
+
+
+class Linked(Protocol):
+    """Told whether the connection's process runs."""
+
+    def __call__(self, *, there: bool) -> None:
+        """Told."""
+
+
+def _unheard(*, there: bool) -> None:
+    """Nobody asked."""
 
 
 def work(
@@ -46,6 +56,7 @@ def work(
     folder: Path,
     until: Callable[[], bool],
     say: Callable[[str], None] = lambda _text: None,
+    linked: Linked | None = None,
 ) -> None:
     """Answer orders until ``until`` says so; starts the SuperNode again if it ends.
 
@@ -58,12 +69,13 @@ def work(
         folder: The site's folder for Flower's log and home.
         until: Whether to end.
         say: Told in one line what happens.
+        linked: Told when the SuperNode's process runs, and when it does not.
     """
     ended = threading.Event()
     port, secret = free_port(), secrets.token_bytes(32)
     keeper = threading.Thread(
         target=_keep,
-        args=(connection, port, secret, folder, ended, say),
+        args=(connection, port, secret, folder, ended, say, linked or _unheard),
         name="supernode",
         daemon=True,
     )
@@ -84,30 +96,26 @@ def _keep(
     folder: Path,
     ended: threading.Event,
     say: Callable[[str], None],
+    linked: Linked,
 ) -> None:
     """Keep a SuperNode running."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     while not ended.is_set():
         child = _supernode(connection, port, secret, folder)
+        linked(there=child.running)
         while child.running and not ended.wait(0.5):
             pass
         child.stop()
+        linked(there=False)
         if not ended.wait(_AGAIN_SECONDS):
             say("the connection's process ended and is started again")
 
 
 def _supernode(connection: Connection, port: int, secret: bytes, folder: Path) -> Child:
-    path = folder / "runner.secret"
-    path.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        file.write(secret)
     arguments = [
         *("--superlink", connection.address),
         *("--root-certificates", str(connection.authority)),
-        *("--auth-supernode-private-key", str(connection.node_key)),
         *("--isolation", "process"),
-        *("--superexec-auth-secret-file", str(path)),
         *("--host", LOOPBACK),
         *("--port", str(port)),
     ]
@@ -116,10 +124,13 @@ def _supernode(connection: Connection, port: int, secret: bytes, folder: Path) -
         arguments,
         folder / "flower",
         folder / "supernode.log",
+        {
+            "--auth-supernode-private-key": connection.node_key,
+            "--superexec-auth-secret-file": secret,
+        },
     )
     try:
         wait_for_port(child, port)
     except Exception:  # noqa: BLE001 - it is started again by the caller
         child.stop()
-    path.unlink(missing_ok=True)
     return child

@@ -6,16 +6,17 @@ the control API. Here the same application listens twice:
 - public, with TLS: only the fleet API, which authenticates nodes by registered keys;
 - private, on loopback: everything, for whoever shows the token of this run.
 
-Started with one argument, the path of a JSON file that only its owner can read.
+Started with ``--settings FILE --key FILE``: JSON, and the server's key in PEM. Both are
+pipes that its parent filled (``children.py``): the token and the key are in no file.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hmac
 import json
-import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,14 +78,17 @@ async def _not_found(scope: _Scope, receive: _Receive, send: _Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def main(path: str) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until a signal comes or the parent ends."""
     end_with_parent()
-    settings = json.loads(Path(path).read_bytes())
-    asyncio.run(_serve(settings))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--key", required=True)
+    told = parser.parse_args(arguments)
+    asyncio.run(_serve(json.loads(told.settings.read_bytes()), told.key))
 
 
-async def _serve(settings: dict[str, Any]) -> None:
+async def _serve(settings: dict[str, Any], key: str) -> None:
     app: Any = create_app(_configuration(settings), SuperLinkLifespan)
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False}
     private = uvicorn.Server(
@@ -101,7 +105,7 @@ async def _serve(settings: dict[str, Any]) -> None:
             host=settings["host"],
             port=settings["port"],
             ssl_certfile=settings["certificate"],
-            ssl_keyfile=settings["key"],
+            ssl_keyfile=key,
             lifespan="off",
             **quiet,
         )
@@ -138,4 +142,4 @@ def _configuration(settings: dict[str, Any]) -> SuperLinkLifespanConfig:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
