@@ -19,6 +19,7 @@ from secfed.errors import (
     TooFewSitesError,
     VerificationError,
 )
+from secfed.runtime.cohorts import Cohorts
 from secfed.runtime.envelope import (
     ACCEPTED,
     Answer,
@@ -41,7 +42,6 @@ from secfed.runtime.sessions import (
     terms_of,
 )
 from secfed.runtime.setup import Prepared
-from secfed.server import Coordinator
 from secfed.signing import CoordinatorKey
 from secfed.strategies.base import ServerState
 
@@ -107,21 +107,21 @@ class RemoteSites:
             self.arm.name,
         )
         broadcast = broadcast_of(before.adapter)
-        link = _Away(self, round_number, terms.params.threshold)
+        link = _Away(self, round_number, terms.enough)
         # 1
         here = link.send_adapter(broadcast)
-        if len(here) < terms.params.threshold:
+        if not terms.enough(here):
             away = ", ".join(self._away(here))
             raise TooFewSitesError(
                 f"round {round_number}: {len(here)} of {len(identities)} sites answer, "
-                f"{terms.params.threshold} are needed (away: {away}). Nobody was asked "
+                f"{terms.threshold} are needed (away: {away}). Nobody was asked "
                 "to spend anything; start again when more sites are reachable"
             )
         # 2
         self.accounts.ask(round_number, here)
         # 3
         digest = model_digest(self.prepared.base.digest, broadcast)
-        coordinator = Coordinator(terms.params, digest, terms.codec)
+        coordinator = Cohorts(terms, digest)
         result = sum_under_masks(coordinator, link, here)
         for sentence in result.suspected:
             self.progress.note(sentence)
@@ -160,7 +160,13 @@ class RemoteSites:
     def send_final(self, adapter: bytes) -> tuple[str, ...]:
         """Give every site the adapter of the last round; returns who has it."""
         rounds = self.arm.study.training.rounds
-        return _Away(self, rounds + 1, 0).send_adapter(adapter)
+        return _Away(self, rounds + 1, _anybody).send_adapter(adapter)
+
+
+def _anybody(sites: Collection[str]) -> bool:
+    """No sum is wanted."""
+    del sites
+    return True
 
 
 @dataclass
@@ -169,7 +175,7 @@ class _Away:
 
     sites: RemoteSites
     round: int
-    threshold: int
+    enough: Callable[[Collection[str]], bool]
     refusals: list[SecfedError] = field(default_factory=list)
 
     def send_adapter(self, broadcast: bytes) -> tuple[str, ...]:
@@ -195,7 +201,7 @@ class _Away:
             self.sites.progress.phase("local training")
             trained = dict(self._ask("training", dict.fromkeys(asked, b"")))
             asked = {site: body for site, body in asked.items() if site in trained}
-            if len(asked) < self.threshold:
+            if not self.enough(asked):
                 return
         self.sites.progress.phase(PHASES[phase])
         for site, body in self._ask(phase, asked):

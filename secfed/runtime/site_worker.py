@@ -49,7 +49,7 @@ from secfed.runtime.kept import KeptTensors
 from secfed.runtime.receipts import keep_receipt, read_receipts
 from secfed.runtime.record import Arm
 from secfed.runtime.roster import Roster
-from secfed.runtime.sessions import model_digest, terms_of
+from secfed.runtime.sessions import RoundTerms, model_digest, terms_of
 from secfed.runtime.setup import Prepared, open_budget, random_stream
 from secfed.runtime.site_training import contribute
 from secfed.runtime.teaching import charge_teacher
@@ -91,6 +91,8 @@ class SiteWorker:
         state_dir: Its durable folder; nothing of it ever leaves.
         say: Told in one line what happens, for the site's own log.
         background: Where training runs.
+        terms: How a round's parameters are derived; a simulation derives them once for
+            all sites of a process.
     """
 
     def __init__(
@@ -103,8 +105,10 @@ class SiteWorker:
         state_dir: Path,
         say: Callable[[str], None] = lambda _text: None,
         background: Background | None = None,
+        terms: Callable[..., RoundTerms] = terms_of,
     ) -> None:
         self._background = background or Background()
+        self._terms_of = terms
         self._roster = roster
         self._identity = identity
         self._prepared = prepared
@@ -246,7 +250,7 @@ class SiteWorker:
     def _advertise(self, session: _Session) -> bytes:
         """Single-use from here on: the round is noted before anything is reserved."""
         study, prepared = self._roster.study, self._prepared
-        terms = terms_of(
+        terms = self._terms_of(
             study,
             prepared.plans,
             self._roster.identities,
@@ -264,7 +268,8 @@ class SiteWorker:
         session.stream = random_stream(
             study, self._arm.name, str(session.round), self._site.name, "protocol"
         )
-        session.site = SiteRound(self._site, study, terms.params, terms.codec, guard)
+        params = terms.of(self._site.name)
+        session.site = SiteRound(self._site, study, params, terms.codec, guard)
         digest = model_digest(prepared.base.digest, session.broadcast)
         message = session.site.advertise(digest, session.stream)
         session.budget_head = self._head(session)
