@@ -141,7 +141,7 @@ def _play(study: Path, folder: Path, engine: str, size: int) -> _Played:
     Raises:
         RuntimeError: It failed, or does not verify.
     """
-    processes = len(os.sched_getaffinity(0))
+    processes = os.cpu_count() or 1
     before = os.times()
     child = subprocess.Popen(  # noqa: S603 - our own interpreter
         [

@@ -3,8 +3,8 @@
 Up to 256 sites are one session. More are split into cohorts that the sorted roster
 fixes (``protocols.secagg.graph.cohorts``); each is a session of its own with a complete
 graph, and the round's sum is the sum of theirs. The coordinator learns the sum of each
-cohort. No cohort is opened before all of them could be: every phase ends for all
-together, and one that has too few sites aborts the round.
+cohort. Every phase ends for all of them together, so no share is asked for before every
+cohort has confirmed its survivors, and one that has too few sites aborts the round.
 """
 
 from __future__ import annotations

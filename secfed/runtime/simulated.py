@@ -143,7 +143,7 @@ def _check(study: Study) -> None:
 
 
 def _processors() -> int:
-    return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _roster_of(study: Study, key: CoordinatorKey, private: Path) -> bytes:
