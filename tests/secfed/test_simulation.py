@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deployed import RUN_ID
 from small import EXAMPLE, small_policy, small_study
 from typer.testing import CliRunner
 
 from secfed.canonical import file_sha256
 from secfed.cli.app import app
+from secfed.data import StudyData
 from secfed.errors import SecfedError, StudyError, VerificationError
 from secfed.policy import SitePolicy
 from secfed.runtime import simulated
@@ -26,9 +29,11 @@ from secfed.runtime.directory import create_run
 from secfed.runtime.envelope import Post, Sealed
 from secfed.runtime.flower.client_app import Answering
 from secfed.runtime.flower.simulation import Opening, require_ray
-from secfed.runtime.local import run_study
+from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
+from secfed.runtime.record import Arm
 from secfed.runtime.resume import resume_run
+from secfed.runtime.setup import Prepared
 from secfed.runtime.simulated import run_simulation
 from secfed.study import Study
 from secfed.verify import verify_run
@@ -74,11 +79,29 @@ class Here:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Here:
+def here(monkeypatch: pytest.MonkeyPatch, prepared: Prepared, data: StudyData) -> Here:
+    """No Ray, and the model and the texts that all tests share."""
     found = Here()
+
+    def prepare(
+        _study: Study, _base: Path, own: StudyData, *_others: object
+    ) -> Prepared:
+        held = {site: prepared.records[site] for site in own.sites}
+        return replace(prepared, records=held)
+
     monkeypatch.setattr(simulated, "simulate", found.simulate)
     monkeypatch.setattr(simulated, "require_ray", lambda: None)
+    monkeypatch.setattr(simulated, "load_sites", lambda *_given: data)
+    monkeypatch.setattr(simulated, "keep_partition", lambda *_given: None)
+    monkeypatch.setattr(simulated, "prepare_data", prepare)
     return found
+
+
+def run_here(prepared: Prepared, study: Study, run: Path) -> None:
+    """The local runtime."""
+    arm = Arm(study.training.method, study)
+    private = run / "private"
+    run_arm(arm, prepared, run, private, RUN_ID, small_policy(), NoProgress())
 
 
 def simulate(study: Study, run: Path, policy: SitePolicy | None = None) -> Any:
@@ -95,20 +118,20 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_simulation_gives_the_adapters_of_the_local_runtime(
-    here: Here, tmp_path: Path
+    prepared: Prepared, here: Here, tmp_path: Path
 ) -> None:
-    study = small_study(rounds=2, seed=SEED, dropouts=[(1, B, "shares")])
-    run_study(study, EXAMPLE, tmp_path / "local", small_policy(), NoProgress())
+    study = small_study(rounds=3, seed=SEED, dropouts=[(1, B, "shares")])
+    run_here(prepared, study, tmp_path / "local")
     simulate(study, tmp_path / "simulated")
     assert here.started == [(A, C), (B, D)]
-    assert len(digests(tmp_path / "local")) == 3
+    assert len(digests(tmp_path / "local")) == 4
     assert digests(tmp_path / "simulated") == digests(tmp_path / "local")
     ours, theirs = metrics(tmp_path / "simulated"), metrics(tmp_path / "local")
     for one, other in zip(ours, theirs, strict=True):
         for name in ("survivors", "dropouts", "silent", "epsilon"):
             assert one[name] == other[name]
     assert ours[1]["dropouts"] == {B: "shares"}
-    assert (B, "training") not in here.orders[: len(here.orders) // 2]
+    assert (B, "training") not in here.orders[:28]  # Of the first round.
     # The statement says what it is; what the sites keep is in their own folders.
     statement = (tmp_path / "simulated" / "statement.json").read_text()
     assert "NOT PRIVATE" in statement
@@ -121,7 +144,7 @@ def test_a_simulation_gives_the_adapters_of_the_local_runtime(
 def test_an_interrupted_simulation_goes_on_with_the_next_round(
     here: Here, tmp_path: Path
 ) -> None:
-    run, study = tmp_path / "run", small_study(rounds=2, seed=SEED)
+    run, study = tmp_path / "run", small_study(rounds=3, seed=SEED)
     here.stop_at = (1, "masked-input")
     with pytest.raises(KeyboardInterrupt):
         simulate(study, run)
@@ -133,6 +156,7 @@ def test_an_interrupted_simulation_goes_on_with_the_next_round(
     assert [line["status"] for line in metrics(run)] == [
         "completed",
         "interrupted",
+        "completed",
         "completed",
     ]
     assert verify_run(run).passed
@@ -202,10 +226,12 @@ def test_work_that_waits_until_it_is_asked_for_runs_once() -> None:
 
 
 @pytest.mark.slow
-def test_rays_processes_play_the_local_runtime_s_round(tmp_path: Path) -> None:
+def test_rays_processes_play_the_local_runtime_s_round(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     ray = pytest.importorskip("ray", reason="needs the extra secfed[simulation]")
-    study = small_study(rounds=1, seed=SEED)
-    run_study(study, EXAMPLE, tmp_path / "local", small_policy(), NoProgress())
+    study = small_study(rounds=3, seed=SEED)
+    run_here(prepared, study, tmp_path / "local")
     simulate(study, tmp_path / "simulated")
     assert digests(tmp_path / "simulated") == digests(tmp_path / "local")
     assert len(metrics(tmp_path / "simulated")[1]["survivors"]) == 4
