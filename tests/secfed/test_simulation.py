@@ -101,6 +101,7 @@ def run_here(prepared: Prepared, study: Study, run: Path) -> None:
     """The local runtime."""
     arm = Arm(study.training.method, study)
     private = run / "private"
+    private.mkdir(parents=True)
     run_arm(arm, prepared, run, private, RUN_ID, small_policy(), NoProgress())
 
 
