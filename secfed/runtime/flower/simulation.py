@@ -25,10 +25,11 @@ import tempfile
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
+import psutil
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
@@ -130,11 +131,20 @@ def _ray(processes: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        _end_left(folder)
         shutil.rmtree(folder, ignore_errors=True)
         if path is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = path
+
+
+def _end_left(folder: str) -> None:
+    """End what Ray left: after a start that failed its daemons go on (seen in 2.55)."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(folder in word for word in child.cmdline()):
+                child.kill()
 
 
 def _start(ray: Any, processes: int, folder: str) -> None:
