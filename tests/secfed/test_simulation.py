@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from deployed import RUN_ID
+from rays import needs_ray, wait_for_ended
 from small import EXAMPLE, small_policy, small_study
 from typer.testing import CliRunner
 
@@ -227,13 +229,14 @@ def test_work_that_waits_until_it_is_asked_for_runs_once() -> None:
 
 
 @pytest.mark.slow
+@needs_ray
 def test_rays_processes_play_the_local_runtime_s_round(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    ray = pytest.importorskip("ray", reason="needs the extra secfed[simulation]")
     study = small_study(rounds=3, seed=SEED)
     run_here(prepared, study, tmp_path / "local")
     simulate(study, tmp_path / "simulated")
     assert digests(tmp_path / "simulated") == digests(tmp_path / "local")
     assert len(metrics(tmp_path / "simulated")[1]["survivors"]) == 4
-    assert not ray.is_initialized()
+    assert not sys.modules["ray"].is_initialized()
+    wait_for_ended()

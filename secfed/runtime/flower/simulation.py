@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -26,6 +27,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -57,7 +59,6 @@ from flwr.superlink.grid import InMemoryGrid
 
 from secfed.errors import RunDirectoryError, SecfedError
 from secfed.runtime.envelope import Post
-from secfed.runtime.flower.children import LOOPBACK
 from secfed.runtime.flower.client_app import Answering, client_app
 from secfed.runtime.flower.server_app import FlowerPost, Node
 
@@ -119,24 +120,51 @@ def simulate(
 
 @contextmanager
 def _ray(processes: int) -> Iterator[Any]:
-    """Ray on loopback, with a folder of its own that goes when it ends."""
-    # Not installed with secfed; ``require_ray`` has looked.
-    import ray  # noqa: PLC0415
+    """Ray, closed to whoever has not its token, with a folder that goes when it ends.
 
+    Ray listens on every address of the machine, and an open one runs what it is told.
+    It reads how it is to be asked when it is imported.
+    """
     folder = tempfile.mkdtemp(prefix="secfed-ray-")
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(p).resolve()) for p in sys.path)
+    path = os.pathsep.join(str(Path(p).resolve()) for p in sys.path)
+    with _environment(
+        PYTHONPATH=path,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=_ray_token(),
+        # Ray's next default, which warns until it is chosen.
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    ):
+        # Not installed with secfed; ``require_ray`` has looked.
+        import ray  # noqa: PLC0415
+
+        try:
+            _start(ray, processes, folder)
+            yield ray
+        finally:
+            ray.shutdown()
+            _end_left(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _ray_token() -> str:
+    """Drawn once in a process: Ray reads it once."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """These variables for Ray and its processes, and what was there before again."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= values
     try:
-        _start(ray, processes, folder)
-        yield ray
+        yield
     finally:
-        ray.shutdown()
-        _end_left(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        if path is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = path
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _end_left(folder: str) -> None:
@@ -155,7 +183,6 @@ def _start(ray: Any, processes: int, folder: str) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _node_ip_address=LOOPBACK,
             _temp_dir=folder,
         )
     except Exception as error:
