@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo demo-deployment test test-deployment fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification bench-deployment clean
+.PHONY: help setup demo demo-deployment test test-deployment fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification bench-deployment bench-simulation clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -78,6 +78,10 @@ bench-amplification: $(STAMP)  ## measure the noise in the weights against close
 
 bench-deployment: $(STAMP)  ## measure a round over processes, beside Flower's SecAgg+; BENCH=--quick: fewer rounds
 	$(BIN)/python -m benchmarks.deployment $(BENCH) --json runs/bench-deployment.json
+
+bench-simulation: $(STAMP)  ## runs of 10 to 1,000 simulated sites, beside the local runtime; BENCH=--quick: 4 and 8
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[simulation]'
+	$(BIN)/python -m benchmarks.simulation $(BENCH) --json runs/bench-simulation.json
 
 clean:           ## remove the virtual environment and caches, never runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

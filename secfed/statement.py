@@ -37,6 +37,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from protocols.secagg.params import MAX_COMPLETE
 from protocols.suites import SUITES
 from secfed.canonical import digest
 from secfed.entries import (
@@ -474,9 +475,11 @@ def _coordinator(plan: PlanEntry, rule: Strategy, noise: str) -> JsonObject:
             "does_not_see": "anything that a site trained",
         }
     what = "updates" if rule.linear else f"what {rule.name} makes of noised factors"
+    parts = -(-len(plan.sites) // MAX_COMPLETE)
+    over = f"in each of {parts} cohorts " * (parts > 1)
     return {
-        "sees": f"masked vectors, the sum over the surviving sites of a round of "
-        f"{what}, every adapter, who takes part and when",
+        "sees": f"masked vectors, the sum over the surviving sites {over}of a round "
+        f"of {what}, every adapter, who takes part and when",
         "does_not_see": f"a single site's update, {noise}, while "
         f"{plan.threshold} sites survive a round",
     }

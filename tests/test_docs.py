@@ -30,6 +30,7 @@ DOCUMENTS = (
     "docs/deployment.md",
     "docs/deployment-speed.md",
     "docs/airgap.md",
+    "docs/simulation.md",
     "docs/evidence-map.md",
     "docs/for-dpo.md",
     "docs/for-it-security.md",

@@ -148,7 +148,7 @@ def _serve(
     from secfed.runtime.metrics_server import serving_metrics  # noqa: PLC0415
     from secfed.runtime.serve import check_deployable, serve_rounds  # noqa: PLC0415
     from secfed.runtime.served import opened  # noqa: PLC0415
-    from secfed.runtime.sessions import sites_needed  # noqa: PLC0415
+    from secfed.runtime.sessions import smallest_sum  # noqa: PLC0415
     from secfed.runtime.setup import prepare_data  # noqa: PLC0415
     from secfed.runtime.status import StatusProgress  # noqa: PLC0415
 
@@ -168,7 +168,7 @@ def _serve(
         progress = StatusProgress(
             stack.enter_context(progress_for()),
             run_dir,
-            needed=sites_needed(study),
+            needed=smallest_sum(study),
             epsilon_limit=study.privacy.epsilon,
             deadline_seconds=max(record.joining, record.training, record.phase),
         )

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import click
 import typer
@@ -76,13 +76,30 @@ def run(
         typer.Option(metavar="NAME", help="Instead of the study's training.method."),
     ] = None,
     site_policy: PolicyFile = None,
+    engine: Annotated[
+        Literal["local", "simulation"],
+        typer.Option(help="local: one process; simulation: Flower's, for many sites."),
+    ] = "local",
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Of the simulation; one a processor by default."
+        ),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Run one study with one method.
 
+    The simulation engine plays a deployment with all sites on this machine, some
+    sites in each process of Ray (pip install 'secfed[simulation]').
+
     Example: secfed run study.toml --method ffa-lora --out runs/first
     """
+    if engine == "local" and processes is not None:
+        raise click.BadParameter(
+            "belongs to --engine simulation", param_hint="--processes"
+        )
     from secfed.study import load_study  # noqa: PLC0415
 
     loaded = load_study(study)
@@ -90,12 +107,18 @@ def run(
         loaded = loaded.with_method(method)
     policy = find_policy(study, site_policy)
     folder = out or Path("runs", f"{loaded.name}-{_timestamp()}")
+    base_dir = study.resolve().parent
     remember_run(ctx, folder)
+    if engine == "simulation":
+        from secfed.runtime.simulated import run_simulation  # noqa: PLC0415
 
-    from secfed.runtime.local import run_study  # noqa: PLC0415
+        with progress_for() as progress:
+            run_simulation(loaded, base_dir, folder, policy, progress, processes)
+    else:
+        from secfed.runtime.local import run_study  # noqa: PLC0415
 
-    with progress_for() as progress:
-        run_study(loaded, study.resolve().parent, folder, policy, progress)
+        with progress_for() as progress:
+            run_study(loaded, base_dir, folder, policy, progress)
     show_run(folder, as_json=as_json)
     _tell_alarms(policy)
 

@@ -20,6 +20,7 @@ from secfed.errors import (
     TooFewSitesError,
     VerificationError,
 )
+from secfed.runtime.cohorts import Cohorts
 from secfed.runtime.envelope import (
     ACCEPTED,
     Answer,
@@ -47,7 +48,7 @@ from secfed.runtime.sessions import (
     terms_of,
 )
 from secfed.runtime.setup import Prepared
-from secfed.server import Coordinator, SecureSum
+from secfed.server import SecureSum
 from secfed.signing import CoordinatorKey
 from secfed.strategies.base import ServerState
 from secfed.types import Adapter
@@ -144,22 +145,21 @@ class RemoteSites:
     ) -> tuple[SecureSum, int, int]:
         """One session's sum, and the bytes that went up and down for it."""
         broadcast = broadcast_of(adapter)
-        names = [member.name for member in terms.params.roster]
-        link = _Away(self, task, terms.params.threshold)
+        link = _Away(self, task, terms.enough)
         # 1
-        here = link.send_adapter(broadcast, names)
-        if len(here) < terms.params.threshold:
-            away = ", ".join(self._away(names, here))
+        here = link.send_adapter(broadcast, terms.names)
+        if not terms.enough(here):
+            away = ", ".join(self._away(terms.names, here))
             raise TooFewSitesError(
-                f"{task}: {len(here)} of {len(names)} sites answer, "
-                f"{terms.params.threshold} are needed (away: {away}). Nobody was asked "
+                f"{task}: {len(here)} of {len(terms.names)} sites answer, "
+                f"{terms.threshold} are needed (away: {away}). Nobody was asked "
                 "to spend anything; start again when more sites are reachable"
             )
         # 2
         self.accounts.ask(task, here)
         # 3
         digest = model_digest(self.prepared.base.digest, broadcast)
-        coordinator = Coordinator(terms.params, digest, terms.codec)
+        coordinator = Cohorts(terms, digest)
         result = sum_under_masks(coordinator, link, here)
         for sentence in result.suspected:
             self.progress.note(sentence)
@@ -195,7 +195,14 @@ class RemoteSites:
     def send_final(self, adapter: bytes) -> tuple[str, ...]:
         """Give every site the adapter of the last round; returns who has it."""
         last = Task(self.arm.study.training.rounds + 1)
-        return _Away(self, last, 0).send_adapter(adapter, self.accounts.identities)
+        link = _Away(self, last, _anybody)
+        return link.send_adapter(adapter, self.accounts.identities)
+
+
+def _anybody(sites: Collection[str]) -> bool:
+    """No sum is wanted."""
+    del sites
+    return True
 
 
 @dataclass
@@ -204,7 +211,7 @@ class _Away:
 
     sites: RemoteSites
     task: Task
-    threshold: int
+    enough: Callable[[Collection[str]], bool]
     refusals: list[SecfedError] = field(default_factory=list)
 
     def send_adapter(self, broadcast: bytes, names: Collection[str]) -> tuple[str, ...]:
@@ -230,7 +237,7 @@ class _Away:
             self.sites.progress.phase(self._work)
             trained = dict(self._ask("training", dict.fromkeys(asked, b"")))
             asked = {site: body for site, body in asked.items() if site in trained}
-            if len(asked) < self.threshold:
+            if not self.enough(asked):
                 return
         self.sites.progress.phase(PHASES[phase])
         for site, body in self._ask(phase, asked):

@@ -36,7 +36,7 @@ class RunRecord:
     """How a run was started."""
 
     run_id: str
-    kind: str  # "run", "compare" or "grid"
+    kind: str  # "run", "simulation", "compare" or "grid"
     base_dir: str
     methods: tuple[str, ...]
     seeds: tuple[int, ...]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from secfed.client import Site, SiteRound
 from secfed.evaluation import outcomes
 from secfed.privacy.noise import RandomStream
+from secfed.runtime.cohorts import Cohorts
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import Guard, LinkHere
 from secfed.runtime.sessions import (
@@ -28,7 +29,7 @@ from secfed.runtime.sessions import (
     sum_under_masks,
 )
 from secfed.runtime.setup import Prepared, random_stream
-from secfed.server import Coordinator, SecureSum
+from secfed.server import SecureSum
 from secfed.study import Study
 from secfed.types import Adapter
 
@@ -113,7 +114,7 @@ def play_evaluation(
     link = _Evaluating(
         digest=model_digest(base_digest, broadcast_of(adapter)),
         present={
-            name: SiteRound(site, study, terms.params, terms.codec, guards[name])
+            name: SiteRound(site, study, terms.of(name), terms.codec, guards[name])
             for name, site in sites.items()
         },
         streams=streams("evaluation-protocol"),
@@ -123,7 +124,7 @@ def play_evaluation(
         count=count,
         noise=streams("evaluation-noise"),
     )
-    coordinator = Coordinator(terms.params, link.digest, terms.codec)
+    coordinator = Cohorts(terms, link.digest)
     result = sum_under_masks(coordinator, link, sites)
     for sentence in result.suspected:
         progress.note(sentence)

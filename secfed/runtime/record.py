@@ -20,7 +20,6 @@ from typing import Any, Self
 from safetensors.numpy import load, save
 
 import secfed
-from protocols.secagg.params import default_threshold
 from secfed.adapters import load_adapter, save_adapter
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
 from secfed.entries import (
@@ -47,6 +46,7 @@ from secfed.runtime.encoding import ring_bits_for
 from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import RoundResult
+from secfed.runtime.sessions import smallest_sum
 from secfed.runtime.setup import Prepared
 from secfed.signing import CoordinatorKey
 from secfed.statement import StatementContext, build_statement
@@ -375,7 +375,6 @@ class ArmRecord:
                 run_id=self.run_id,
             )
             self._ledger.append("study", body.to_body(), _now())
-        colluders = study.secagg.colluders
         plan = PlanEntry(
             private=self.arm.private,
             sites={
@@ -385,9 +384,8 @@ class ArmRecord:
             identities={
                 name: public.hex() for name, public in self.accounts.identities.items()
             },
-            threshold=study.secagg.threshold
-            or default_threshold(len(self.accounts.plans), colluders),
-            max_colluders=colluders,
+            threshold=smallest_sum(study),
+            max_colluders=study.secagg.colluders,
             ring_bits=ring_bits_for(
                 study, self._prepared.plans, adapter, private=self.arm.private
             ),

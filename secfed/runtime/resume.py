@@ -59,4 +59,9 @@ def resume_run(run_dir: Path, progress: Progress) -> dict[str, Any]:
         return run_comparison(
             study, base_dir, run_dir, record.methods, record.seeds, policy, progress
         )
+    if record.kind == "simulation":
+        # Flower is imported where somebody simulates with it.
+        from secfed.runtime.simulated import run_simulation  # noqa: PLC0415
+
+        return run_simulation(study, base_dir, run_dir, policy, progress)
     return run_study(study, base_dir, run_dir, policy, progress)

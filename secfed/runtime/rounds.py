@@ -19,6 +19,7 @@ from secfed.errors import BudgetExceededError, PolicyError, SecfedError
 from secfed.operations import left
 from secfed.policy import require_running
 from secfed.privacy.noise import RandomStream
+from secfed.runtime.cohorts import Cohorts
 from secfed.runtime.progress import Progress
 from secfed.runtime.sessions import (
     PHASES,
@@ -29,7 +30,7 @@ from secfed.runtime.sessions import (
     terms_of,
 )
 from secfed.runtime.setup import random_stream
-from secfed.server import Coordinator, SecureSum
+from secfed.server import SecureSum
 from secfed.study import Study
 from secfed.training import LocalUpdate
 from secfed.types import Adapter
@@ -98,7 +99,7 @@ def play_round(
     link = _Training(
         digest=model_digest(base_digest, broadcast),
         present={
-            name: SiteRound(site, study, terms.params, terms.codec, guards[name])
+            name: SiteRound(site, study, terms.of(name), terms.codec, guards[name])
             for name, site in sites.items()
         },
         streams={
@@ -115,7 +116,7 @@ def play_round(
         train=train,
     )
     # 2. The five phases; the sites train before the third.
-    coordinator = Coordinator(terms.params, link.digest, terms.codec)
+    coordinator = Cohorts(terms, link.digest)
     result = sum_under_masks(coordinator, link, sites)
     for sentence in result.suspected:
         progress.note(sentence)

@@ -8,20 +8,28 @@ All runtimes use it, so that a round is the same round wherever it runs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol
 
 import numpy as np
 from safetensors.numpy import save
 
-from protocols.secagg.params import Member, SessionParams, default_threshold
+from protocols.secagg.graph import cohorts
+from protocols.secagg.params import (
+    MAX_COMPLETE,
+    Member,
+    SessionParams,
+    default_threshold,
+)
 from secfed.codec import Codec, Metric
 from secfed.errors import RoundAbortedError, SecfedError
 from secfed.privacy.held_back import EvaluationPlan, cell_names
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.encoding import codec_for
-from secfed.server import Coordinator, SecureSum
+from secfed.server import SecureSum
 from secfed.study import Study
 from secfed.types import Adapter
 
@@ -31,11 +39,12 @@ __all__ = [
     "TRAINING",
     "Link",
     "RoundTerms",
+    "Sums",
     "broadcast_of",
     "evaluation_terms",
     "model_digest",
-    "session_params",
-    "sites_needed",
+    "sessions_of",
+    "smallest_sum",
     "sum_under_masks",
     "terms_of",
 ]
@@ -55,10 +64,37 @@ EVALUATING: Final = "evaluation on held-back records"
 
 @dataclass(frozen=True)
 class RoundTerms:
-    """The public parameters of one round."""
+    """The public parameters of one round: one session, or one of each cohort."""
 
     codec: Codec
-    params: SessionParams
+    sessions: tuple[SessionParams, ...]
+
+    def of(self, site: str) -> SessionParams:
+        """The session that a site takes part in.
+
+        Raises:
+            KeyError: It is in none.
+        """
+        return self._sessions[site]
+
+    def enough(self, sites: Collection[str]) -> bool:
+        """Whether every session can be opened if these sites stay."""
+        here = Counter(id(self._sessions[site]) for site in set(sites))
+        return all(here[id(one)] >= one.threshold for one in self.sessions)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sites of all sessions."""
+        return tuple(self._sessions)
+
+    @property
+    def threshold(self) -> int:
+        """The fewest sites that every sum has."""
+        return sum(one.threshold for one in self.sessions)
+
+    @cached_property
+    def _sessions(self) -> dict[str, SessionParams]:
+        return {member.name: one for one in self.sessions for member in one.roster}
 
 
 def broadcast_of(adapter: Adapter) -> bytes:
@@ -81,7 +117,7 @@ def terms_of(
     *,
     private: bool = True,
 ) -> RoundTerms:
-    """Derive the codec and the session of one round.
+    """Derive the codec and the sessions of one round.
 
     Args:
         study: The study of this arm.
@@ -96,9 +132,7 @@ def terms_of(
         CodecError: The ring is too small for so many sites.
     """
     codec = codec_for(study, plans, adapter, round_number, private=private)
-    return RoundTerms(
-        codec, session_params(study, identities, codec, round_number, arm)
-    )
+    return RoundTerms(codec, sessions_of(study, identities, codec, round_number, arm))
 
 
 def evaluation_terms(
@@ -130,31 +164,65 @@ def evaluation_terms(
     codec = Codec((), value_range=1.0, num_sites=len(plans), metrics=metrics)
     own = {name: identities[name] for name in evaluations}
     return RoundTerms(
-        codec, session_params(study, own, codec, round_number, arm, "evaluation")
+        codec, sessions_of(study, own, codec, round_number, arm, "evaluation")
     )
 
 
-def session_params(
+def sessions_of(
     study: Study,
     identities: Mapping[str, bytes],
     codec: Codec,
     round_number: int,
     arm: str,
     purpose: str = "update",
+) -> tuple[SessionParams, ...]:
+    """The parameters of a round's secure sums; arguments as for ``terms_of``.
+
+    One session, or above 256 sites one of each cohort, as the sorted roster fixes them.
+    """
+    names = sorted(identities)
+    return tuple(
+        _session(
+            study,
+            {name: identities[name] for name in names[part.start : part.stop]},
+            codec,
+            round_number,
+            arm,
+            purpose,
+        )
+        for part in cohorts(len(names), MAX_COMPLETE)
+    )
+
+
+def smallest_sum(study: Study) -> int:
+    """The fewest sites in a sum over all sites of the study."""
+    parts = cohorts(len(study.sites), MAX_COMPLETE)
+    return sum(_threshold(study, len(part)) for part in parts)
+
+
+def _threshold(study: Study, size: int) -> int:
+    """The study names a threshold for all of its sites, or leaves it open."""
+    chosen = study.secagg.threshold if size == len(study.sites) else 0
+    return chosen or default_threshold(size, study.secagg.colluders)
+
+
+def _session(
+    study: Study,
+    identities: Mapping[str, bytes],
+    codec: Codec,
+    round_number: int,
+    arm: str,
+    purpose: str,
 ) -> SessionParams:
-    """The parameters of one secure sum; arguments as for ``terms_of``."""
-    roster = tuple(Member(name=n, identity=identities[n]) for n in sorted(identities))
-    colluders = study.secagg.colluders
-    # The study names a threshold for all of its sites.
-    chosen = study.secagg.threshold if len(roster) == len(study.sites) else 0
+    roster = tuple(Member(name, identity) for name, identity in identities.items())
     return SessionParams(
         study_digest=bytes.fromhex(study.digest()),
         round=round_number,
         attempt=1,
         purpose=f"{purpose}/{arm}",
         roster=roster,
-        threshold=chosen or default_threshold(len(roster), colluders),
-        max_colluders=colluders,
+        threshold=_threshold(study, len(roster)),
+        max_colluders=study.secagg.colluders,
         body_length=codec.length,
         lane_length=codec.lane.length,
         ring_bits=codec.ring_bits,
@@ -163,10 +231,22 @@ def session_params(
     )
 
 
-def sites_needed(study: Study) -> int:
-    """Without how many sites no round of a study is opened, where all are asked."""
-    chosen = study.secagg.threshold
-    return chosen or default_threshold(len(study.sites), study.secagg.colluders)
+class Sums(Protocol):
+    """The coordinator's side of a round: ``secfed.runtime.cohorts.Cohorts``."""
+
+    @property
+    def phase(self) -> str:
+        """The phase whose messages are collected now."""
+
+    @property
+    def result(self) -> SecureSum | None:
+        """The sum, after the last phase."""
+
+    def receive(self, client: str, message: bytes) -> None:
+        """Take one client's message of the current phase."""
+
+    def close(self) -> dict[str, bytes]:
+        """End the phase; returns the next message for each remaining client."""
 
 
 class Link(Protocol):
@@ -185,13 +265,11 @@ class Link(Protocol):
         """Ask the named sites and pass on every answer that arrives in time."""
 
 
-def sum_under_masks(
-    coordinator: Coordinator, link: Link, present: Iterable[str]
-) -> SecureSum:
-    """The five phases of one session, from the first keys to the opened sum.
+def sum_under_masks(coordinator: Sums, link: Link, present: Iterable[str]) -> SecureSum:
+    """The five phases of a round's sessions, from the first keys to the opened sum.
 
     Args:
-        coordinator: A session of which nothing was received yet.
+        coordinator: The sessions, of which nothing was received yet.
         link: How sites are asked; who is sent nothing is not asked.
         present: The sites that are asked for keys.
 

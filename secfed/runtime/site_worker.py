@@ -99,6 +99,8 @@ class SiteWorker:
         state_dir: Its durable folder; nothing of it ever leaves.
         say: Told in one line what happens, for the site's own log.
         background: Where training runs.
+        terms: How a round's parameters are derived; a simulation derives them once for
+            all sites of a process.
     """
 
     def __init__(
@@ -111,8 +113,10 @@ class SiteWorker:
         state_dir: Path,
         say: Callable[[str], None] = lambda _text: None,
         background: Background | None = None,
+        terms: Callable[..., RoundTerms] = terms_of,
     ) -> None:
         self._background = background or Background()
+        self._terms_of = terms
         self._roster = roster
         self._identity = identity
         self._prepared = prepared
@@ -319,7 +323,8 @@ class SiteWorker:
             session, "evaluation-protocol" if session.evaluates else "protocol"
         )
         study = self._roster.study
-        session.site = SiteRound(self._site, study, terms.params, terms.codec, guard)
+        params = terms.of(self._site.name)
+        session.site = SiteRound(self._site, study, params, terms.codec, guard)
         digest = model_digest(self._prepared.base.digest, session.broadcast)
         message = session.site.advertise(digest, session.stream)
         session.budget_head = self._head(session)
@@ -334,7 +339,8 @@ class SiteWorker:
         known, number = self._roster.identities, session.round
         if session.evaluates:
             return evaluation_terms(study, prepared.evaluations, known, number, arm)
-        return terms_of(study, prepared.plans, known, session.adapter, number, arm)
+        plans = prepared.plans
+        return self._terms_of(study, plans, known, session.adapter, number, arm)
 
     def _stream(self, session: Session, purpose: str) -> RandomStream:
         labels = (self._arm.name, str(session.round), self._site.name, purpose)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from protocols.secagg.params import MAX_COMPLETE
 from secfed import canonical
 from secfed.errors import StudyError
 from secfed.study.distillation import (
@@ -189,6 +190,12 @@ class Study(Table):
             )
         if threshold == 0:  # The protocol derives the default from the roster.
             return
+        if num_sites > MAX_COMPLETE:
+            raise ContradictionError(
+                "secagg.threshold",
+                f"more than {MAX_COMPLETE} sites are summed in cohorts, each with a "
+                "threshold of its own; 0 derives them",
+            )
         # 2. Enough sites must exist.
         if threshold > num_sites:
             raise ContradictionError(

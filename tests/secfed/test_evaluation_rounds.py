@@ -300,7 +300,7 @@ def test_nothing_is_counted_without_a_reservation(budgets: dict[str, Any]) -> No
     terms = evaluation_terms(game.study, plans, identities, 1, ARM)
     for guard in (NoGuard(), EvaluationGuard(budgets[A], "run")):
         site = sites[A] if isinstance(guard, NoGuard) else bare(sites[A])
-        held = SiteRound(site, game.study, terms.params, terms.codec, guard)
+        held = SiteRound(site, game.study, terms.of(A), terms.codec, guard)
         stream, noise = (simulation_stream(1, name) for name in ("protocol", "noise"))
         with pytest.raises(ValueError, match="reserved before it is computed"):
             held.evaluate(game.count, stream, noise)
@@ -328,7 +328,7 @@ def test_fewer_evaluating_sites_have_a_threshold_of_their_own() -> None:
     identities = {n: s.identity.public_bytes for n, s in make_sites().items()}
     three = dict.fromkeys(NAMES[:3], PLAN)
     terms = evaluation_terms(study, three, identities, 1, ARM)
-    assert [member.name for member in terms.params.roster] == sorted(NAMES[:3])
-    assert terms.params.threshold == 3
-    assert terms.params.purpose == "evaluation/ffa-lora"
-    assert (terms.params.body_length, terms.params.lane_length) == (0, 7)
+    assert [member.name for member in terms.sessions[0].roster] == sorted(NAMES[:3])
+    assert terms.sessions[0].threshold == 3
+    assert terms.sessions[0].purpose == "evaluation/ffa-lora"
+    assert (terms.sessions[0].body_length, terms.sessions[0].lane_length) == (0, 7)

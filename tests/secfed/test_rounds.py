@@ -46,7 +46,7 @@ from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.encoding import codec_for
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.rounds import RoundResult, play_round
-from secfed.runtime.sessions import session_params
+from secfed.runtime.sessions import sessions_of
 from secfed.runtime.setup import Prepared, open_budget, random_stream
 from secfed.server import Coordinator
 from secfed.study import Study
@@ -246,7 +246,7 @@ def sum_of_encodings() -> tuple[Coordinator, Any]:
     game, sites = Game(), invented_sites()
     codec = codec_of(game.updates[A])
     identities = {name: site.identity.public_bytes for name, site in sites.items()}
-    params = session_params(game.study, identities, codec, 1, "ffa-lora")
+    (params,) = sessions_of(game.study, identities, codec, 1, "ffa-lora")
     total = RingVector.zeros(codec.length, codec.lane.length)
     for vector in encodings(game.study, game.updates, codec, "x").values():
         total.add_in_place(RingVector(body=vector, lane=codec.lane.encode(0)))

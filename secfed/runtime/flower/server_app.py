@@ -63,7 +63,7 @@ def public_der(pem: str | bytes) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Node:
+class Node:
     """A connection of a node: its process changes, and with it ``since``."""
 
     node_id: int
@@ -90,7 +90,7 @@ class FlowerPost:
         """As ``Post.exchange``."""
         end = time.monotonic() + seconds
         waits, self._first = self._first, False
-        unsent, pending = dict(orders), dict[str, tuple[str, _Node]]()
+        unsent, pending = dict(orders), dict[str, tuple[str, Node]]()
         asked_nodes = -_NODES_SECONDS
         while time.monotonic() < end:
             if time.monotonic() - asked_nodes >= _NODES_SECONDS:
@@ -114,10 +114,10 @@ class FlowerPost:
             if pending or unsent:
                 time.sleep(_LOOK_SECONDS)
 
-    def _online(self) -> dict[str, _Node]:
+    def _online(self) -> dict[str, Node]:
         """The node of every site of the roster that is connected now."""
         return {
-            self._sites[key]: _Node(int(node.node_id), str(node.last_activated_at))
+            self._sites[key]: Node(int(node.node_id), str(node.last_activated_at))
             for node in self._grid.get_nodes()
             if node.status == _ONLINE
             and (key := public_der(node.public_key)) in self._sites
@@ -127,9 +127,9 @@ class FlowerPost:
         self,
         phase: str,
         orders: Mapping[str, Sealed],
-        online: Mapping[str, _Node],
+        online: Mapping[str, Node],
         end: float,
-    ) -> dict[str, tuple[str, _Node]]:
+    ) -> dict[str, tuple[str, Node]]:
         """Push the orders of connected sites; message ids, and whose they are."""
         sites = [site for site in orders if site in online]
         if not sites:
@@ -163,7 +163,7 @@ class FlowerPost:
 
 
 def _connected_anew(
-    pending: Mapping[str, tuple[str, _Node]], online: Mapping[str, _Node]
+    pending: Mapping[str, tuple[str, Node]], online: Mapping[str, Node]
 ) -> set[str]:
     """Sites that are connected, but not as they were when they were asked."""
     return {
