@@ -89,7 +89,8 @@ def at_rate(
 ) -> Study:
     """The study with one rate for all methods with privacy, and one for those without.
 
-    The head alone keeps its own. ``methods`` takes the place of the study's.
+    The head alone keeps its own. ``methods`` takes the place of the study's. A study
+    that is no grid becomes one, with and without privacy.
     """
     values = study.canonical()
     if study.compare is None:
@@ -100,6 +101,8 @@ def at_rate(
     values["training"]["plain_learning_rate"] = dict.fromkeys(methods, plain)
     values["compare"]["baselines"] = []
     values["compare"]["seeds"] = list(seeds)
+    if not study.compare.is_grid:
+        values["compare"]["epsilons"] = [study.privacy.epsilon, "inf"]
     return load_study_dict(values, f"study {study.name} at rate {rate:g}")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from secfed.audit.streams import public_generator
 from secfed.models import Features
-from secfed.training import PrivateRecords, RecordLoss
+from secfed.training import DistilledRecords, PrivateRecords, RecordLoss
 
 __all__ = [
     "WeightedLoss",
@@ -49,10 +49,13 @@ def invented(like: PrivateRecords, count: int, classes: int) -> PrivateRecords:
         own[name] = made
     offsets = np.arange(count + 1, dtype=np.int64) * _TOKENS
     features = replace(like.features, offsets=offsets, **own)
-    labels = public_generator(count).integers(0, max(classes, 1), size=count)
-    return replace(
-        like, features=features, labels=labels, units=np.arange(count), num_units=count
-    )
+    generator = public_generator(count)
+    own = {"labels": generator.integers(0, max(classes, 1), size=count)}
+    if isinstance(like, DistilledRecords):
+        words = generator.standard_normal((count, like.teacher.shape[1]))
+        own["teacher"] = words.astype(np.float32)
+    units = np.arange(count)
+    return replace(like, features=features, units=units, num_units=count, **own)
 
 
 def taken(records: PrivateRecords, rows: Rows) -> PrivateRecords:
@@ -65,6 +68,8 @@ def taken(records: PrivateRecords, rows: Rows) -> PrivateRecords:
     own = {name: part[flat] for name, part in flat_parts(features).items()}
     lengths = features.lengths[chosen]
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    if isinstance(records, DistilledRecords):
+        records = replace(records, teacher=records.teacher[chosen])
     return replace(
         records,
         features=replace(features, offsets=bounds, **own),

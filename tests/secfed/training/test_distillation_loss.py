@@ -11,6 +11,7 @@ import torch
 from tiny import CASES, CLASSES, LENGTHS, Case, errors, flat, trained
 from torch import nn
 
+from secfed.audit.invented import invented, taken
 from secfed.errors import TrainingError
 from secfed.models import Features
 from secfed.training import (
@@ -228,3 +229,15 @@ def test_pooled_records_keep_every_records_own_word() -> None:
     states, *_, teacher = pooled.batch(np.arange(5))
     assert states[:, 0, 0].tolist() == [10.0, 10.0, 50.0, 50.0, 50.0]
     assert teacher[:, 0].tolist() == [10.0, 12.0, 50.0, 52.0, 54.0]
+
+
+def test_records_that_an_audit_takes_or_invents_have_words_of_their_own() -> None:
+    held = records(5, 10.0)
+    some = taken(held, [3, 1])
+    assert isinstance(some, DistilledRecords)
+    assert some.labels.tolist() == [3, 1]
+    assert some.teacher.tolist() == held.teacher[[3, 1]].tolist()
+    made = invented(held, 7, 2)
+    assert isinstance(made, DistilledRecords)
+    assert made.teacher.shape == (7, 2)
+    assert made.batch(np.array([6]))[-1].shape == (1, 2)
