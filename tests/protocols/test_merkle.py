@@ -297,9 +297,9 @@ def test_changed_histories_and_proofs_are_refused(pair, data):
     leaves = numbered(new)
     changed = data.draw(st.integers(0, old - 1))
     leaves[changed] += b"!"
-    with pytest.raises(MessageError):  # An honest proof of a rewritten history.
-        again = merkle.consistency_proof(leaves, old)
-        merkle.verify_consistency(old, new, again, roots[0], merkle.root(leaves))
+    honest = merkle.consistency_proof(leaves, old)  # Of a rewritten history.
+    with pytest.raises(MessageError):
+        merkle.verify_consistency(old, new, honest, roots[0], merkle.root(leaves))
     wrong = [*proof]
     change = data.draw(st.sampled_from(["add", "drop", "flip"] if proof else ["add"]))
     at = data.draw(st.integers(0, max(0, len(proof) - 1)))
