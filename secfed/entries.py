@@ -22,9 +22,19 @@ Sites appear by name. Nothing here is private: no counts of records, no losses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from secfed.canonical import canonical_json
 
@@ -49,12 +59,35 @@ JsonObject = dict[str, Any]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(min_length=1, max_length=200)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RunId = Annotated[str, Field(pattern=r"^[!-*,-~]{1,128}$")]
 RoundNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _seed(value: object, info: ValidationInfo) -> object:
+    """A seed stands in an entry as a text: JCS has no integers beyond 2^53."""
+    if info.mode == "python":
+        return value
+    if not isinstance(value, str) or str(int(value)) != value:
+        raise ValueError("a seed is written as a text of digits")
+    return int(value)
+
+
+Seed = Annotated[
+    int, BeforeValidator(_seed), PlainSerializer(str, return_type=str, when_used="json")
+]
+
+
+def _missing(value: object) -> bool:
+    return value is None
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: ClassVar[str]
+
+    def files(self) -> Mapping[str, str]:
+        """The files of the run that the entry is about: SHA-256 by path."""
+        return {}
 
     def to_body(self) -> JsonObject:
         """The entry's JSON object."""
@@ -67,8 +100,9 @@ class StudyEntry(_Body):
 
     ``study_digest`` is the digest of ``study.json``; ``simulation_seed`` repeats
     the study's, so that the ledger alone tells a simulation from a real run.
-    ``run_id`` is the name under which budgets are charged; ledgers from before
-    budgets were chained have none.
+    ``run_id`` is the name under which budgets are charged, and with the study's digest
+    the name of this log. ``also_signed_by`` are further keys, by their ids, that sign
+    every entry beside the coordinator's.
     """
 
     kind: ClassVar[str] = "study"
@@ -77,10 +111,13 @@ class StudyEntry(_Body):
     name: str
     method: str
     model_sha256: Sha256 | None
-    simulation_seed: int | None
+    simulation_seed: Seed | None
     coordinator_key: Sha256
     secfed_version: str
-    run_id: str | None = None
+    run_id: RunId
+    also_signed_by: dict[str, JsonObject] | None = Field(
+        default=None, exclude_if=_missing
+    )
 
 
 class _Part(BaseModel):
@@ -107,12 +144,8 @@ class TeacherCosts(_Part):
     ledger_sha256: Sha256
     study_digest: Sha256
     unit: Literal["record", "person", "site"]
-    simulation_seeds: tuple[int, ...]
+    simulation_seeds: tuple[Seed, ...]
     spent: dict[SiteName, tuple[TeacherCharge, ...]]
-
-
-def _missing(value: object) -> bool:
-    return value is None
 
 
 class PlanEntry(_Body):
@@ -122,8 +155,9 @@ class PlanEntry(_Body):
     run without privacy (``private`` false). ``identities`` maps every site to
     its public identity key in hexadecimal. ``ring_bits`` is what the study names
     or leaves open, and 32 in a run without privacy. ``suite`` is the number in
-    ``protocols/SPEC.md``. ``initial_adapter_sha256`` is the
-    digest of ``adapters/round-000.safetensors``. ``teacher`` is there where the study
+    ``protocols/SPEC.md``. ``initial_adapter_sha256`` is the digest of
+    ``adapters/round-000.safetensors``. ``witnesses`` maps every site to its verifier
+    key where it does not cosign with its identity. ``teacher`` is there where the study
     distils a private teacher.
     """
 
@@ -139,6 +173,11 @@ class PlanEntry(_Body):
     suite: Literal[1, 2, 3]
     initial_adapter_sha256: Sha256
     teacher: TeacherCosts | None = Field(default=None, exclude_if=_missing)
+    witnesses: dict[SiteName, str] | None = Field(default=None, exclude_if=_missing)
+
+    def files(self) -> Mapping[str, str]:
+        """The adapter that everybody starts from."""
+        return {"adapters/round-000.safetensors": self.initial_adapter_sha256}
 
     @model_validator(mode="after")
     def _plans_where_private(self) -> Self:
@@ -203,6 +242,10 @@ class RoundEntry(_Summed):
     aggregate_sha256: Sha256
     adapter_sha256: Sha256
 
+    def files(self) -> Mapping[str, str]:
+        """The adapter that came out."""
+        return {f"adapters/round-{self.round:03d}.safetensors": self.adapter_sha256}
+
 
 class InterruptedEntry(_Started):
     """A round that started and gave no sum: a crash, an abort, a signal.
@@ -248,6 +291,14 @@ class ReleaseEntry(_Body):
     statement_sha256: Sha256
     rounds_completed: int = Field(ge=0)
     rounds_interrupted: int = Field(ge=0)
+
+    def files(self) -> Mapping[str, str]:
+        """What is released."""
+        return {
+            "adapter/adapter_model.safetensors": self.adapter_sha256,
+            "adapter/adapter_config.json": self.config_sha256,
+            "statement.json": self.statement_sha256,
+        }
 
 
 Body = (

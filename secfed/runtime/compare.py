@@ -105,7 +105,7 @@ def run_comparison(
     write_csv(comparison, run_dir / "comparison.csv")
     build_report(run_dir)
     key = load_or_create(private / "coordinator.key")
-    write_manifest(run_dir, study.digest(), None, key)
+    write_manifest(run_dir, study.digest(), key)
     return comparison
 
 

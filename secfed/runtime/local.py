@@ -28,6 +28,7 @@ from secfed.runtime.rounds import RoundResult, play_alone, play_round
 from secfed.runtime.scores import mean_scores, scores_of
 from secfed.runtime.setup import Prepared, prepare
 from secfed.runtime.site_training import contribute, view_of
+from secfed.runtime.witnesses import Asked, LocalWitnesses, OfferFrom
 from secfed.signing import load_or_create
 from secfed.strategies import check_maskable, check_ranks, strategy_of
 from secfed.strategies.base import ServerState, Strategy
@@ -83,7 +84,15 @@ def run_arm(
     charged = f"{run_id}/{arm.name}"
     local = LocalSites(arm.study, prepared, private_dir, charged, policy, arm.name)
     with ArmRecord(arm, prepared, arm_dir, charged, local, key) as record:
-        player = _Here(arm, prepared, strategy, record, local, progress)
+        witnesses = LocalWitnesses(
+            arm.study,
+            private_dir,
+            charged,
+            key.public_bytes,
+            {name: site.identity for name, site in local.sites.items()},
+            progress.note,
+        )
+        player = _Here(arm, prepared, strategy, record, local, witnesses, progress)
         return run_rounds(record, prepared, strategy, player, arm_dir, progress)
 
 
@@ -96,6 +105,7 @@ class _Here:
     strategy: Strategy
     record: ArmRecord
     local: LocalSites
+    witnesses: LocalWitnesses
     progress: Progress
 
     def play(self, before: ServerState, round_number: int) -> RoundResult:
@@ -147,6 +157,10 @@ class _Here:
             self.arm.name,
             self.progress,
         )
+
+    def cosign(self, offer_from: OfferFrom) -> Asked:
+        """Every site of this process, each with its own memory."""
+        return self.witnesses.cosign(offer_from)
 
     def scores(self, after: ServerState) -> dict[str, Any]:
         """Of the global adapter, or the mean over the sites' own models."""
