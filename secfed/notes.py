@@ -89,6 +89,21 @@ class NoteSignature:
         """The line, without its newline."""
         return f"{_DASH} {self.name} {_base64(self.key_id + self.signature)}"
 
+    @classmethod
+    def parse(cls, line: str) -> NoteSignature:
+        """Read what ``line`` wrote.
+
+        Raises:
+            ValueError: It is not such a line.
+        """
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ValueError("a malformed signature line")
+        data = _decoded(found[2])
+        if len(data) <= _ID_BYTES:
+            raise ValueError("a signature line without a signature")
+        return cls(found[1], data[:_ID_BYTES], data[_ID_BYTES:])
+
 
 @dataclass(frozen=True)
 class Note:
@@ -137,17 +152,7 @@ def _parsed(data: str) -> Note:
     parts = lines[:-1].split("\n")
     if len(parts) > _MAX_SIGNATURES:
         raise ValueError(f"more than {_MAX_SIGNATURES} signatures")
-    return Note(text + "\n", tuple(map(_parse_line, parts)))
-
-
-def _parse_line(line: str) -> NoteSignature:
-    found = _LINE.fullmatch(line)
-    if found is None:
-        raise ValueError("a malformed signature line")
-    data = _decoded(found[2])
-    if len(data) <= _ID_BYTES:
-        raise ValueError("a signature line without a signature")
-    return NoteSignature(found[1], data[:_ID_BYTES], data[_ID_BYTES:])
+    return Note(text + "\n", tuple(map(NoteSignature.parse, parts)))
 
 
 def _base64(data: bytes) -> str:

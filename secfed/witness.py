@@ -35,7 +35,15 @@ from secfed.ledger import (
 )
 from secfed.notes import Note, NoteKey, NoteSignature
 
-__all__ = ["Inspect", "Offer", "Witness", "offer_of", "witness_keys"]
+__all__ = [
+    "Inspect",
+    "Offer",
+    "Witness",
+    "answer_bytes",
+    "offer_of",
+    "read_answer",
+    "witness_keys",
+]
 
 Inspect = Callable[[Sequence[Entry]], None]
 """Raises where the entries of a log are not what a site can agree to."""
@@ -107,6 +115,30 @@ def offer_of(lines: Sequence[bytes], checkpoint: Note, old_size: int) -> Offer:
         leaves=tuple(merkle.leaf_hash(line) for line in lines[:old_size]),
         lines=tuple(lines[old_size:]),
     )
+
+
+def answer_bytes(answer: NoteSignature | int) -> bytes:
+    """A witness's answer as it travels: its line, or where its memory ends."""
+    if isinstance(answer, int):
+        return jcs({"size": answer})
+    return jcs({"line": answer.line()})
+
+
+def read_answer(data: bytes) -> NoteSignature | int:
+    """Read what ``answer_bytes`` wrote; the signature is not checked.
+
+    Raises:
+        VerificationError: It is malformed.
+    """
+    try:
+        match parse_jcs(data):
+            case {"size": int(size), **rest} if not rest and size >= 0:
+                return size
+            case {"line": str(line), **rest} if not rest:
+                return NoteSignature.parse(line)
+    except ValueError as error:
+        raise VerificationError(f"not an answer of a witness: {error}") from error
+    raise VerificationError("not an answer of a witness")
 
 
 def witness_keys(plan: PlanEntry) -> dict[str, NoteKey]:

@@ -25,12 +25,14 @@ from protocols.errors import ProtocolError
 from protocols.keys import SigningKey
 from secfed.adapters import adapter_from_bytes
 from secfed.canonical import canonical_json
+from secfed.checkpoints import Cosigner, log_key, log_origin, witness_key
 from secfed.client import BudgetGuard, Contribution, Site, SiteRound
 from secfed.errors import (
     BudgetExceededError,
     PolicyError,
     RunDirectoryError,
     SecfedError,
+    StaleOfferError,
     VerificationError,
 )
 from secfed.policy import SitePolicy
@@ -53,9 +55,11 @@ from secfed.runtime.sessions import model_digest, terms_of
 from secfed.runtime.setup import Prepared, open_budget, random_stream
 from secfed.runtime.site_training import contribute
 from secfed.runtime.teaching import charge_teacher
+from secfed.runtime.witnesses import inspection, witness_folder
 from secfed.strategies import strategy_of
 from secfed.strategies.base import ServerState
 from secfed.types import Adapter
+from secfed.witness import Offer, Witness, answer_bytes
 
 __all__ = ["SiteWorker"]
 
@@ -201,6 +205,8 @@ class SiteWorker:
     def _run(self, order: Order, body: bytes) -> bytes:
         if order.phase == "adapter":
             return self._take_adapter(order, body)
+        if order.phase == "witness":
+            return self._cosign(order, body)
         session = self._session
         if session is None or (session.round, session.run_id) != (
             order.round,
@@ -242,6 +248,30 @@ class SiteWorker:
         self._session = _Session(order.round, order.run_id, body, adapter)
         self._say(f"round {order.round}: adapter received")
         return b""
+
+    def _cosign(self, order: Order, body: bytes) -> bytes:
+        """Check what the ledger says since this site looked last, and cosign it."""
+        witness = self._witness(order.run_id)
+        try:
+            line = witness.cosign(Offer.from_bytes(body), int(time.time()))
+        except StaleOfferError as stale:
+            return answer_bytes(stale.size)
+        self._say(f"cosigned the ledger's {witness.size} entries")
+        return answer_bytes(line)
+
+    def _witness(self, run_id: str) -> Witness:
+        """This site's memory of one run's ledger."""
+        study, key = self._roster.study, self._roster.coordinator_key
+        origin = log_origin(study.digest(), run_id)
+        name, identity = self._site.name, self._identity
+        return Witness(
+            witness_folder(self._state_dir / "sites" / name, origin),
+            log_key(origin, key),
+            Cosigner(witness_key(name, identity.public_bytes), identity.sign),
+            inspection(
+                study, key, name, run_id, lambda: read_receipts(self._state_dir, name)
+            ),
+        )
 
     def _advertise(self, session: _Session) -> bytes:
         """Single-use from here on: the round is noted before anything is reserved."""

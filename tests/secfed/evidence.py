@@ -95,6 +95,23 @@ def make_plan(unit: Unit = "record") -> PrivacyPlan:
     )
 
 
+def study_entry(
+    study: Study | None = None, key: CoordinatorKey = KEY, **values: Any
+) -> StudyEntry:
+    study = study or make_study()
+    fields = {
+        "study_digest": study.digest(),
+        "name": study.name,
+        "method": study.training.method,
+        "model_sha256": study.model.sha256,
+        "simulation_seed": study.simulation.seed,
+        "coordinator_key": key.public_bytes.hex(),
+        "secfed_version": "0.1.0",
+        "run_id": RUN_ID,
+    }
+    return StudyEntry(**fields | values)
+
+
 def plan_entry(private: bool = True, unit: Unit = "record") -> PlanEntry:
     plan = make_plan(unit).to_json() if private else None
     return PlanEntry(
@@ -204,16 +221,7 @@ def write_run(
     said = build_statement(study.canonical(), plan, rounds, StatementContext())
     (run / "statement.json").write_bytes(canonical_json(statement(-1, said)))
     entries = [
-        StudyEntry(
-            study_digest=study.digest(),
-            name=study.name,
-            method=study.training.method,
-            model_sha256=study.model.sha256,
-            simulation_seed=seed,
-            coordinator_key=key.public_bytes.hex(),
-            secfed_version="0.1.0",
-            run_id=RUN_ID,
-        ),
+        study_entry(study, key, simulation_seed=seed),
         plan,
         *rounds,
         ReleaseEntry(
