@@ -52,10 +52,24 @@ def verify(
             help="The coordinator's key, known from elsewhere than the directory.",
         ),
     ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=FINGERPRINT",
+            help="A site's key, known from elsewhere: it has to have cosigned.",
+        ),
+    ] = None,
+    seen: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A checkpoint kept elsewhere, which the ledger has to extend.",
+        ),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run or a grid offline: files, signatures, hash chain, recomputed epsilon.
+    """Check a run or a grid offline: files, signatures, witnesses, recomputed epsilon.
 
     Without --trust the answer is UNPINNED: anyone could have written the files.
 
@@ -69,7 +83,11 @@ def verify(
             trust = parse_fingerprint(trust)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--trust") from error
-    result = verify_run(run, trust)
+    try:
+        pins = dict(_pin(text) for text in witness or ())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--witness") from error
+    result = verify_run(run, trust, witnesses=pins, seen=seen or ())
     if as_json:
         print_json(result.to_json())
     else:
@@ -84,6 +102,13 @@ def verify(
         f"{failures[0].name!r}: {failures[0].reason}. Do not use this run; get the "
         "directory again from its coordinator"
     )
+
+
+def _pin(text: str) -> tuple[str, str]:
+    from secfed.signing import parse_fingerprint  # noqa: PLC0415
+
+    site, _, pin = text.partition("=")
+    return site, parse_fingerprint(pin)
 
 
 def version(*, as_json: AsJson = False) -> None:

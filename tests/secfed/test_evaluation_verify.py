@@ -106,7 +106,7 @@ def told(listed: list[Any]) -> Any:
             "simulation_seed": None,
             "coordinator_key": evidence.KEY.public_bytes.hex(),
             "secfed_version": "0.1.0",
-            "run_id": None,
+            "run_id": evidence.RUN_ID,
         },
     )
     end = ReleaseEntry(
@@ -121,7 +121,7 @@ def told(listed: list[Any]) -> Any:
         SimpleNamespace(parsed=lambda body=body: parse_body(body.kind, body.to_body()))
         for body in everything
     ]
-    story, _ = tell(wrapped, start, study)  # type: ignore[arg-type]
+    story, _ = tell(wrapped, evidence.KEY.public_bytes, study)  # type: ignore[arg-type]
     return story
 
 
