@@ -93,9 +93,6 @@ def bodies(**changes: Any) -> list[Any]:
 def told(listed: list[Any]) -> Any:
     """The story of a ledger with these bodies between plan and release."""
     study = lying_study()
-    start = SimpleNamespace(
-        study_digest=study.digest(), coordinator_key=evidence.KEY.public_bytes
-    )
     head = parse_body(
         "study",
         {
