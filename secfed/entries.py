@@ -14,14 +14,21 @@ kind                        body
 ``round-interrupted``       a started round without a sum; spent all the same
 ``evaluation``              noised sums over held-back units, after a round
 ``evaluation-interrupted``  an evaluation without sums; what was reserved is spent
+``approval``                a site approved the study
+``key``                     a site's key was added or revoked
+``incident``                something went wrong; what, is said elsewhere
+``withdrawal``              somebody withdrew; future rounds are without them
 ``release``                 the final adapter; always last
 ==========================  ================================================
 
-Sites appear by name. Nothing here is private: no counts of records, no losses.
+Sites appear by name. Nothing here is private: no counts of records, no losses. What
+an approval, an incident or a withdrawal says of persons stays where it is; the entry
+has a commitment to it (``commit``), whose salt can be deleted.
 """
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -40,21 +47,29 @@ from secfed.canonical import canonical_json
 
 __all__ = [
     "KINDS",
+    "ApprovalEntry",
     "Body",
     "EvaluationEntry",
     "EvaluationInterruptedEntry",
+    "IncidentEntry",
     "InterruptedEntry",
     "JsonObject",
+    "KeyEntry",
+    "Notice",
     "PlanEntry",
     "ReleaseEntry",
     "RoundEntry",
     "StudyEntry",
     "TeacherCharge",
     "TeacherCosts",
+    "WithdrawalEntry",
+    "commit",
     "parse_body",
 ]
 
 JsonObject = dict[str, Any]
+
+_SALT_BYTES = 32
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -281,6 +296,51 @@ class EvaluationInterruptedEntry(_Started):
     reason: str
 
 
+class ApprovalEntry(_Body):
+    """A site approved the study of this digest; who did, the commitment binds."""
+
+    kind: ClassVar[str] = "approval"
+
+    site: SiteName
+    study_digest: Sha256
+    commitment: Sha256
+
+
+class KeyEntry(_Body):
+    """A site's key, by its fingerprint, is trusted from here on, or is not any more."""
+
+    kind: ClassVar[str] = "key"
+
+    site: SiteName
+    event: Literal["added", "revoked"]
+    fingerprint: Sha256
+
+
+class IncidentEntry(_Body):
+    """Something went wrong; the report, which the commitment binds, is elsewhere."""
+
+    kind: ClassVar[str] = "incident"
+
+    commitment: Sha256
+
+
+class WithdrawalEntry(_Body):
+    """Somebody at a site withdrew: the rounds from ``from_round`` on are without them.
+
+    What was trained before stays as it is; nothing is unlearned.
+    """
+
+    kind: ClassVar[str] = "withdrawal"
+
+    site: SiteName
+    from_round: RoundNumber
+    commitment: Sha256
+
+
+Notice = ApprovalEntry | KeyEntry | IncidentEntry | WithdrawalEntry
+"""Entries that train and spend nothing; they may stand between plan and release."""
+
+
 class ReleaseEntry(_Body):
     """The final adapter and the statement that travels with it."""
 
@@ -308,6 +368,7 @@ Body = (
     | InterruptedEntry
     | EvaluationEntry
     | EvaluationInterruptedEntry
+    | Notice
     | ReleaseEntry
 )
 
@@ -318,8 +379,30 @@ KINDS: dict[str, type[Body]] = {
     "round-interrupted": InterruptedEntry,
     "evaluation": EvaluationEntry,
     "evaluation-interrupted": EvaluationInterruptedEntry,
+    "approval": ApprovalEntry,
+    "key": KeyEntry,
+    "incident": IncidentEntry,
+    "withdrawal": WithdrawalEntry,
     "release": ReleaseEntry,
 }
+
+
+def commit(text: str, salt: bytes) -> str:
+    """A commitment to a text that does not stand in the ledger, hex.
+
+    Without the salt nobody can tell what it binds, nor try texts; so whoever keeps the
+    salt can make the entry say nothing any more.
+
+    Args:
+        text: What is bound.
+        salt: 32 fresh random bytes, kept with the text and deleted with it.
+
+    Raises:
+        ValueError: The salt has another length.
+    """
+    if len(salt) != _SALT_BYTES:
+        raise ValueError(f"a salt has {_SALT_BYTES} bytes")
+    return hmac.digest(salt, text.encode(), "sha256").hex()
 
 
 def parse_body(kind: str, body: object) -> Body:

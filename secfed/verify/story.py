@@ -11,6 +11,7 @@ from secfed.entries import (
     EvaluationEntry,
     EvaluationInterruptedEntry,
     InterruptedEntry,
+    Notice,
     PlanEntry,
     ReleaseEntry,
     RoundEntry,
@@ -99,16 +100,11 @@ def tell(
             _check_evaluation(index, body, plan, study, len(rounds), done)
             evaluations[index] = body
             continue
-        if not isinstance(body, RoundEntry | InterruptedEntry):
-            raise LedgerError(index, f"a second {body.kind!r} entry")
-        if body.round != len(rounds) + 1:
-            raise LedgerError(
-                index, f"it records round {body.round} where {len(rounds) + 1} follows"
-            )
-        if body.round > study.training.rounds:
-            raise LedgerError(index, f"the study has {study.training.rounds} rounds")
-        _check_cohort(index, body, plan)
-        rounds[index] = body
+        if isinstance(body, Notice):
+            _check_notice(index, body, plan)
+            continue
+        rounds[index] = _round(index, body, study, len(rounds))
+        _check_cohort(index, rounds[index], plan)
     # 5
     completed = sum(isinstance(body, RoundEntry) for body in rounds.values())
     if release and (release.rounds_completed, release.rounds_interrupted) != (
@@ -119,6 +115,24 @@ def tell(
     story = Story(study_entry, plan, rounds, release, evaluations)
     said = f"{len(rounds)} rounds in order, {completed} of them completed"
     return story, said + (f"; {len(evaluations)} evaluations" if evaluations else "")
+
+
+def _round(index: int, body: Body, study: Study, rounds_so_far: int) -> Started:
+    if not isinstance(body, RoundEntry | InterruptedEntry):
+        raise LedgerError(index, f"a second {body.kind!r} entry")
+    if body.round != rounds_so_far + 1:
+        raise LedgerError(
+            index, f"it records round {body.round} where {rounds_so_far + 1} follows"
+        )
+    if body.round > study.training.rounds:
+        raise LedgerError(index, f"the study has {study.training.rounds} rounds")
+    return body
+
+
+def _check_notice(index: int, body: Notice, plan: PlanEntry) -> None:
+    site = getattr(body, "site", None)
+    if site is not None and site not in plan.sites:
+        raise LedgerError(index, f"not in the plan: {site}")
 
 
 def _role(bodies: Sequence[Body], index: int, role: type[Any]) -> Any:
