@@ -34,7 +34,15 @@ from secfed.verify.claims import check_epsilon, check_plan
 from secfed.verify.story import Evaluated, Started, tell
 from secfed.witness import Inspect, Offer, Witness
 
-__all__ = ["Asked", "LocalWitnesses", "OfferFrom", "inspection", "witness_folder"]
+__all__ = [
+    "Asked",
+    "LocalWitnesses",
+    "OfferFrom",
+    "cosigner_of",
+    "inspection",
+    "witness_folder",
+    "witness_vkeys",
+]
 
 OfferFrom = Callable[[int], Offer]
 """What the log shows from an entry on."""
