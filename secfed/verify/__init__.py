@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from secfed.errors import VerificationError
@@ -128,11 +129,11 @@ def _check_run(bundle: Bundle, pins: Pins, checklist: Checklist) -> None:
     if story is None:
         return
     head = checklist.read("tree head", lambda: heads.read_head(bundle, story))
-    checklist.ask(
-        "witnesses",
-        lambda: heads.check_witnesses(head, story, study, pins.witnesses),
-        needs="" if head else "a tree head",
-    )
+    if head is None:
+        checklist.ask("witnesses", lambda: "", needs="there is no tree head")
+    else:
+        cosigned = partial(heads.check_witnesses, head, story, study, pins.witnesses)
+        checklist.ask("witnesses", cosigned)
     if pins.seen:
         checklist.ask("seen before", lambda: heads.check_seen(bundle, story, pins.seen))
     checklist.ask("plan and steps", lambda: claims.check_plan(story, study))
