@@ -68,10 +68,24 @@ def verify(
             help="The coordinator's key, known from elsewhere than the directory.",
         ),
     ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=FINGERPRINT",
+            help="A site's key, known from elsewhere: it has to have cosigned.",
+        ),
+    ] = None,
+    seen: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A checkpoint kept elsewhere, which the ledger has to extend.",
+        ),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run or a grid offline: files, signatures, hash chain, recomputed epsilon.
+    """Check a run or a grid offline: files, signatures, witnesses, recomputed epsilon.
 
     Without --trust the answer is UNPINNED: anyone could have written the files.
 
@@ -79,8 +93,19 @@ def verify(
     """
     from secfed.verify import verify_run  # noqa: PLC0415
 
-    result = verify_run(run, trusted(trust))
+    try:
+        pins = dict(_pin(text) for text in witness or ())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--witness") from error
+    result = verify_run(run, trusted(trust), witnesses=pins, seen=seen or ())
     show_verification(result, as_json=as_json)
+
+
+def _pin(text: str) -> tuple[str, str]:
+    from secfed.signing import parse_fingerprint  # noqa: PLC0415
+
+    site, _, pin = text.partition("=")
+    return site, parse_fingerprint(pin)
 
 
 def version(*, as_json: AsJson = False) -> None:

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from secfed.canonical import canonical_json, parse_json
-from secfed.errors import RunDirectoryError
-from secfed.ledger import Entry, split_lines, verify_entries
+from secfed.canonical import canonical_json
+from secfed.errors import LedgerError, RunDirectoryError
+from secfed.ledger import Entry, signer_of, split_lines, verify_entries
 from secfed.privacy.budget import Receipt
 from secfed.privacy.salvage import Salvage, salvage
 from secfed.runtime.directory import read_lines, write_atomically
@@ -112,8 +112,8 @@ def _of_ledger(path: Path, site: str) -> list[Receipt]:
 
 
 def _receipt(path: Path, entry: Entry, site: str, study: Any, unit: Any) -> Receipt:
-    head, run_id = entry.body.get("budget_heads", {}).get(site), study.get("run_id")
-    if head is None or run_id is None:
+    head, run_id = entry.body.get("budget_heads", {}).get(site), study["run_id"]
+    if head is None:
         raise RunDirectoryError(
             f"{path}: this ledger does not name its sites' budgets, so nothing can be "
             "reconciled with it; an older secfed wrote it"
@@ -133,9 +133,9 @@ def _receipt(path: Path, entry: Entry, site: str, study: Any, unit: Any) -> Rece
 
 def _key_of(path: Path, lines: Sequence[bytes]) -> bytes:
     try:
-        return bytes.fromhex(parse_json(lines[0])["body"]["coordinator_key"])
-    except (IndexError, ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"{path}: not a ledger of a run") from error
+        return signer_of(lines)
+    except LedgerError as error:
+        raise RunDirectoryError(f"{path}: {error}") from error
 
 
 def _receipts_path(private_dir: Path, site: str) -> Path:

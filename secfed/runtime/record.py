@@ -9,9 +9,10 @@ round counts as spent, is recorded as interrupted, and is not repeated.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ import secfed
 from protocols.secagg.params import default_threshold
 from secfed.adapters import load_adapter, save_adapter
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
+from secfed.checkpoints import open_checkpoint
 from secfed.entries import (
     EvaluationEntry,
     EvaluationInterruptedEntry,
@@ -33,10 +35,16 @@ from secfed.entries import (
     StudyEntry,
     TeacherCosts,
 )
-from secfed.errors import RunDirectoryError
-from secfed.ledger import Entry, Ledger
+from secfed.errors import (
+    LedgerError,
+    RunDirectoryError,
+    TooFewWitnessesError,
+    VerificationError,
+)
+from secfed.ledger import CHECKPOINT_NAME, LEDGER_NAME, Entry, Ledger
 from secfed.manifest import write_manifest
 from secfed.models import PACKAGES
+from secfed.notes import NOTE_ED25519, NoteKey
 from secfed.privacy import accounting
 from secfed.release import save_release
 from secfed.report.measures import score_part
@@ -48,12 +56,15 @@ from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.setup import Prepared
+from secfed.runtime.witnesses import Asked, OfferFrom
 from secfed.signing import CoordinatorKey
 from secfed.statement import StatementContext, build_statement
 from secfed.strategies.base import ServerState
 from secfed.study import Study
 from secfed.teacher_ledger import TEACHER_LEDGER
 from secfed.types import Adapter, Tensors
+from secfed.verify.heads import needed_witnesses
+from secfed.witness import offer_of, witness_keys
 
 __all__ = ["Arm", "ArmRecord", "empty_line"]
 
@@ -106,7 +117,7 @@ class ArmRecord:
         self._metrics = arm_dir / "metrics.jsonl"
         (arm_dir / "adapters").mkdir(parents=True, exist_ok=True)
         self._key = key
-        self._ledger = Ledger(arm_dir / "ledger.jsonl", key)
+        self._ledger = Ledger(arm_dir / LEDGER_NAME, key)
 
     def __enter__(self) -> Self:
         return self
@@ -319,10 +330,53 @@ class ArmRecord:
         )
         self._ledger.append("release", body.to_body(), _now())
 
+    def witness(self, ask: Callable[[OfferFrom], Asked], progress: Progress) -> int:
+        """Show the ledger to the sites and keep their cosignatures under its head.
+
+        Returns:
+            How many sites cosigned.
+        """
+        note, lines = self._ledger.checkpoint(), self._ledger.lines()
+        log = NoteKey(note.signatures[0].name, NOTE_ED25519, self._key.public_bytes)
+        keys = witness_keys(self._plan())
+        for site, line in sorted(ask(partial(offer_of, lines, note)).items()):
+            signed = note.with_signatures([line])
+            try:
+                found = open_checkpoint(signed.to_bytes(), log, [keys[site]])
+            except (VerificationError, KeyError) as error:
+                progress.note(f"{site}: not its cosignature: {error}")
+                continue
+            if found.times:
+                note = signed
+        write_atomically(self._directory / CHECKPOINT_NAME, note.to_bytes())
+        return len(note.signatures) - 1
+
+    def require_witnesses(
+        self, ask: Callable[[OfferFrom], Asked], progress: Progress
+    ) -> None:
+        """As ``witness``, where the run does not go on without enough of them.
+
+        Raises:
+            TooFewWitnessesError: The run can be resumed when more sites agree.
+        """
+        found = self.witness(ask, progress)
+        needed = needed_witnesses(self._plan(), self.arm.study)
+        if found < needed:
+            raise TooFewWitnessesError(
+                f"{self._directory}: {found} sites cosigned the ledger, {needed} are "
+                "needed for a release. Each site's log says why it did not; resume "
+                "the run when they agree"
+            )
+
+    def _plan(self) -> PlanEntry:
+        plan = self._ledger.entries()[1].parsed()
+        if not isinstance(plan, PlanEntry):
+            raise LedgerError(1, "the second entry is not the plan")
+        return plan
+
     def seal(self) -> None:
         """Name and sign every file of the arm; the last write."""
-        head = self._ledger.entries()[-1].digest
-        write_manifest(self._directory, self.arm.study.digest(), head, self._key)
+        write_manifest(self._directory, self.arm.study.digest(), self._key)
 
     def summary(self, trainable: int) -> dict[str, Any]:
         """The arm's object of ``comparison.json``; ``trainable`` numbers at a site."""
@@ -395,6 +449,7 @@ class ArmRecord:
             suite=study.secagg.suite_number,
             initial_adapter_sha256=file_sha256(self._adapter_path(0)),
             teacher=self._keep_teacher(),
+            witnesses=self.accounts.witnesses,
             deployed=True if self.accounts.elsewhere else None,
         )
         self._ledger.append("plan", plan.to_body(), _now())
