@@ -100,6 +100,7 @@ def run_arm(
             charged,
             key.public_bytes,
             {name: site.identity for name, site in local.sites.items()},
+            local.budgets,
             progress.note,
         )
         player = _Here(arm, prepared, strategy, record, local, witnesses, progress)

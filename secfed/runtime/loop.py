@@ -81,19 +81,19 @@ def run_rounds(
         progress.note(sentence)
     state = record.recover(start, scores_of(prepared, start.adapter), progress)
     # 2
-    rounds = record.arm.study.training.rounds
+    rounds, cosigning = record.arm.study.training.rounds, record.cosigning(progress)
     for round_number in range(record.next_round, rounds + 1):
         evaluate_due(record, player, state, progress)
         progress.round(record.arm.name, round_number, rounds)
         state = _play(record, strategy, player, state, round_number, progress)
         if round_number < rounds:
-            record.witness(player.cosign, progress)
+            cosigning.gather(player.cosign)
     evaluate_due(record, player, state, progress)
     # 3
     if not record.released:
-        record.require_witnesses(player.cosign, progress)
+        cosigning.require(player.cosign, record.arm.study)
         record.release(state.adapter)
-    record.require_witnesses(player.cosign, progress)
+    cosigning.require(player.cosign, record.arm.study)
     if not (arm_dir / "report.html").exists():  # a crash may have come between
         build_report(arm_dir)
     record.seal()

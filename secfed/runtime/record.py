@@ -9,10 +9,9 @@ round counts as spent, is recorded as interrupted, and is not repeated.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,6 @@ import secfed
 from protocols.secagg.params import default_threshold
 from secfed.adapters import load_adapter, save_adapter
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
-from secfed.checkpoints import open_checkpoint
 from secfed.entries import (
     EvaluationEntry,
     EvaluationInterruptedEntry,
@@ -35,36 +33,28 @@ from secfed.entries import (
     StudyEntry,
     TeacherCosts,
 )
-from secfed.errors import (
-    LedgerError,
-    RunDirectoryError,
-    TooFewWitnessesError,
-    VerificationError,
-)
-from secfed.ledger import CHECKPOINT_NAME, LEDGER_NAME, Entry, Ledger
+from secfed.errors import RunDirectoryError
+from secfed.ledger import LEDGER_NAME, Entry, Ledger
 from secfed.manifest import write_manifest
 from secfed.models import PACKAGES
-from secfed.notes import NOTE_ED25519, NoteKey
 from secfed.privacy import accounting
 from secfed.release import save_release
 from secfed.report.measures import score_part
 from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.runtime.accounts import Accounts, Charged
+from secfed.runtime.cosigning import Cosigning
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
 from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.setup import Prepared
-from secfed.runtime.witnesses import Asked, OfferFrom
 from secfed.signing import CoordinatorKey
 from secfed.statement import StatementContext, build_statement
 from secfed.strategies.base import ServerState
 from secfed.study import Study
 from secfed.teacher_ledger import TEACHER_LEDGER
 from secfed.types import Adapter, Tensors
-from secfed.verify.heads import needed_witnesses
-from secfed.witness import offer_of, witness_keys
 
 __all__ = ["Arm", "ArmRecord", "empty_line"]
 
@@ -330,49 +320,11 @@ class ArmRecord:
         )
         self._ledger.append("release", body.to_body(), _now())
 
-    def witness(self, ask: Callable[[OfferFrom], Asked], progress: Progress) -> int:
-        """Show the ledger to the sites and keep their cosignatures under its head.
-
-        Returns:
-            How many sites cosigned.
-        """
-        note, lines = self._ledger.checkpoint(), self._ledger.lines()
-        log = NoteKey(note.signatures[0].name, NOTE_ED25519, self._key.public_bytes)
-        keys = witness_keys(self._plan())
-        for site, line in sorted(ask(partial(offer_of, lines, note)).items()):
-            signed = note.with_signatures([line])
-            try:
-                found = open_checkpoint(signed.to_bytes(), log, [keys[site]])
-            except (VerificationError, KeyError) as error:
-                progress.note(f"{site}: not its cosignature: {error}")
-                continue
-            if found.times:
-                note = signed
-        write_atomically(self._directory / CHECKPOINT_NAME, note.to_bytes())
-        return len(note.signatures) - 1
-
-    def require_witnesses(
-        self, ask: Callable[[OfferFrom], Asked], progress: Progress
-    ) -> None:
-        """As ``witness``, where the run does not go on without enough of them.
-
-        Raises:
-            TooFewWitnessesError: The run can be resumed when more sites agree.
-        """
-        found = self.witness(ask, progress)
-        needed = needed_witnesses(self._plan(), self.arm.study)
-        if found < needed:
-            raise TooFewWitnessesError(
-                f"{self._directory}: {found} sites cosigned the ledger, {needed} are "
-                "needed for a release. Each site's log says why it did not; resume "
-                "the run when they agree"
-            )
-
-    def _plan(self) -> PlanEntry:
-        plan = self._ledger.entries()[1].parsed()
-        if not isinstance(plan, PlanEntry):
-            raise LedgerError(1, "the second entry is not the plan")
-        return plan
+    def cosigning(self, progress: Progress) -> Cosigning:
+        """The ledger's tree head, and how sites are asked to cosign it."""
+        return Cosigning(
+            self._ledger, self._key.public_bytes, self._directory, progress
+        )
 
     def seal(self) -> None:
         """Name and sign every file of the arm; the last write."""

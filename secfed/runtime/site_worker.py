@@ -53,7 +53,12 @@ from secfed.runtime.envelope import (
 )
 from secfed.runtime.evaluations import count_of
 from secfed.runtime.kept import KeptTensors
-from secfed.runtime.receipts import is_evaluation, keep_receipt, read_receipts
+from secfed.runtime.receipts import (
+    is_evaluation,
+    keep_receipt,
+    read_receipts,
+    reservations,
+)
 from secfed.runtime.record import Arm
 from secfed.runtime.roster import Roster
 from secfed.runtime.sessions import (
@@ -323,7 +328,11 @@ class SiteWorker:
             log_key(origin, key),
             Cosigner(witness_key(name, identity.public_bytes), identity.sign),
             inspection(
-                study, key, name, run_id, lambda: read_receipts(self._state_dir, name)
+                study,
+                key,
+                name,
+                run_id,
+                partial(reservations, self._state_dir, name, self._budget),
             ),
         )
 

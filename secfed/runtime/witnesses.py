@@ -1,7 +1,8 @@
 """What a site asks of a ledger before it cosigns, and how a run asks its sites.
 
 A site makes the auditor's checks on the entries (``secfed.verify``) and compares them
-with its own receipts, which nobody else has. Its memory is ``secfed.witness``.
+with its own receipts and budget, which nobody else has. Its memory is in
+``secfed.witness``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +29,8 @@ from secfed.checkpoints import (
 from secfed.errors import LedgerError, RunDirectoryError, VerificationError
 from secfed.ledger import Entry
 from secfed.notes import NoteKey, NoteSignature
-from secfed.privacy.budget import Receipt
-from secfed.runtime.receipts import evaluation_run, read_receipts
+from secfed.privacy.budget import Budget
+from secfed.runtime.receipts import Reservation, evaluation_run, reservations
 from secfed.study import Study
 from secfed.verify.claims import check_epsilon, check_plan
 from secfed.verify.story import Evaluated, Started, tell
@@ -64,21 +66,21 @@ def inspection(
     coordinator_key: bytes,
     site: str,
     run_id: str,
-    receipts: Callable[[], Sequence[Receipt]],
+    reserved: Callable[[], Sequence[Reservation]],
 ) -> Inspect:
     """What a site asks of the entries of its study's ledger.
 
     1. They tell a run of this study under this key, in order.
     2. The plan is the study's, and every started round spent what it says.
     3. Every site's epsilon is what the accountant gives for it.
-    4. They tell of this site's rounds what its receipts do.
+    4. They tell of this site's rounds what its receipts and its budget do.
 
     Args:
         study: As this site approved it.
         coordinator_key: Pinned.
         site: This site.
         run_id: The run and arm that its budget is charged for.
-        receipts: Reads what it reserved, of all runs in this place.
+        reserved: Reads what it reserved itself, of all runs.
     """
 
     def inspect(entries: Sequence[Entry]) -> None:
@@ -89,7 +91,7 @@ def inspection(
         # 3
         check_epsilon(story, study)
         # 4
-        own = receipts()
+        own = reserved()
         _check_own(site, story.rounds, _heads(own, run_id), len(entries))
         evaluated = _heads(own, evaluation_run(run_id))
         _check_own(site, story.evaluations, evaluated, len(entries))
@@ -97,12 +99,12 @@ def inspection(
     return inspect
 
 
-def _heads(receipts: Sequence[Receipt], run_id: str) -> dict[int, set[str]]:
+def _heads(reserved: Sequence[Reservation], run_id: str) -> dict[int, set[str]]:
     """What the budget was after each round of a run, by round."""
     heads: dict[int, set[str]] = {}
-    for receipt in receipts:
-        if receipt.run_id == run_id:
-            heads.setdefault(receipt.round, set()).add(receipt.head)
+    for run, number, head in reserved:
+        if run == run_id:
+            heads.setdefault(number, set()).add(head)
     return heads
 
 
@@ -119,7 +121,7 @@ def _check_own(
     for index, body in told.items():
         named, own = body.budget_heads.get(site), heads.get(body.round, set())
         if named is not None and named not in own:
-            raise LedgerError(index, f"{site} has no receipt of this reservation")
+            raise LedgerError(index, f"{site} has no record of this reservation")
         if own and site not in body.spent:
             raise LedgerError(index, f"it leaves out what {site} reserved")
     missing = heads.keys() - {body.round for body in told.values()}
@@ -139,6 +141,7 @@ class LocalWitnesses:
         run_id: The run and arm that budgets are charged for.
         coordinator_key: Whose log it is.
         identities: Every site's identity key.
+        budgets: Every site's own.
         say: Told in one line why a site does not cosign.
     """
 
@@ -147,6 +150,7 @@ class LocalWitnesses:
     run_id: str
     coordinator_key: bytes
     identities: Mapping[str, SigningKey]
+    budgets: Mapping[str, Budget]
     say: Callable[[str], None]
     _open: dict[str, Witness] = field(default_factory=dict, init=False)
 
@@ -174,7 +178,7 @@ class LocalWitnesses:
                     self.coordinator_key,
                     site,
                     self.run_id,
-                    lambda: read_receipts(self.private_dir, site),
+                    partial(reservations, self.private_dir, site, self.budgets[site]),
                 ),
             )
         return self._open[site]

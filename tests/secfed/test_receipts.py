@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from secfed.privacy.accounting import epsilon, event_to_json, group_event
 from secfed.privacy.budget import Budget, BudgetFileError
 from secfed.privacy.chain import Receipt
 from secfed.runtime.receipts import keep_receipt, read_receipts, reconcile
-from secfed.runtime.setup import Prepared
+from secfed.runtime.setup import Prepared, plan_sites
 from secfed.verify import verify_run
 
 EVENT = make_plan().round_event()
@@ -265,7 +266,9 @@ def test_the_ledger_names_every_budget_and_the_data_is_a_version(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    play_arm(prepared, small_study(rounds=1), run)
+    study = small_study(rounds=1)
+    units = {name: plan.nominal_units for name, plan in prepared.plans.items()}
+    play_arm(replace(prepared, plans=plan_sites(study, units)), study, run)
     (played,) = (e for e in entries(run) if e.kind == "round")
     assert entries(run)[0].body["run_id"] == f"run/{METHOD}"
     for site, head in played.body["budget_heads"].items():

@@ -16,7 +16,6 @@ from secfed.entries import PlanEntry
 from secfed.errors import LedgerError, StaleOfferError, VerificationError
 from secfed.ledger import CHECKPOINT_NAME, LEDGER_NAME, Entry, Ledger
 from secfed.notes import Note
-from secfed.privacy.budget import Receipt
 from secfed.runtime.witnesses import inspection
 from secfed.witness import (
     Offer,
@@ -206,23 +205,6 @@ def test_damaged_memory_cosigns_nothing(tmp_path: Path, name: str) -> None:
         witness_at(tmp_path)
 
 
-def receipts_of(*rounds: int) -> list[Receipt]:
-    event = ROUNDS[0].spent["north"]
-    return [
-        Receipt(
-            head=HEADS[number],
-            population=None,
-            study_digest=STUDY.digest(),
-            run_id=evidence.RUN_ID,
-            round=number,
-            event=event,
-            group=None,
-            unit="record",
-        )
-        for number in rounds
-    ]
-
-
 def told(number: int, head: str | None = None):
     """Round ``number`` as the log tells it, with the head of north's budget."""
     head = HEADS[number] if head is None else head
@@ -230,9 +212,9 @@ def told(number: int, head: str | None = None):
 
 
 def at_a_site(folder: Path, *rounds: int, study=STUDY) -> Witness:
-    receipts = receipts_of(*rounds)
+    reserved = [(evidence.RUN_ID, number, HEADS[number]) for number in rounds]
     inspect = inspection(
-        study, evidence.KEY.public_bytes, "north", evidence.RUN_ID, lambda: receipts
+        study, evidence.KEY.public_bytes, "north", evidence.RUN_ID, lambda: reserved
     )
     return witness_at(folder, inspect=inspect)
 
@@ -253,7 +235,7 @@ def test_a_witness_without_memory_still_has_its_receipts(tmp_path: Path) -> None
     # With neither it cosigns an older log: the limit that docs/ledger.md names.
     blank = at_a_site(tmp_path)
     error = refused(blank, show(ledger, blank, 4))
-    assert "no receipt" in str(error)
+    assert "no record" in str(error)
     bare = witness_at(tmp_path)
     bare.cosign(show(ledger, bare, 4), 7)
 
@@ -261,7 +243,7 @@ def test_a_witness_without_memory_still_has_its_receipts(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("bodies", "entry", "said"),
     [
-        ([told(1, "ff" * 32)], 2, "no receipt of this reservation"),
+        ([told(1, "ff" * 32)], 2, "no record of this reservation"),
         ([ROUNDS[1]], 2, "records round 2 where 1 follows"),
         ([told(1), told(1)], 3, "records round 1 where 2 follows"),
         (
