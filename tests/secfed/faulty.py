@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small import EXAMPLE, small_policy, small_study
+from small import EXAMPLE, planned, small_policy, small_study
 
 from protocols.keys import generate_identity
 from secfed.errors import SecfedError
@@ -36,7 +36,7 @@ from secfed.runtime.roster import Roster, read_roster
 from secfed.runtime.serve import serve_rounds
 from secfed.runtime.served import StatusProgress
 from secfed.runtime.sessions import PHASES
-from secfed.runtime.setup import Prepared, plan_sites, prepare
+from secfed.runtime.setup import Prepared, prepare
 from secfed.runtime.site_worker import SiteWorker
 from secfed.signing import load_or_create
 from secfed.study import Study
@@ -100,8 +100,7 @@ def _encoded() -> Prepared:
 
 def prepared_for(study: Study) -> Prepared:
     """The same texts and model under the plan of this study."""
-    units = {name: p.nominal_units for name, p in _encoded().plans.items()}
-    return replace(_encoded(), plans=plan_sites(study, units))
+    return planned(_encoded(), study)
 
 
 def warm() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from evidence import SITES, make_plan, write_comparison, write_run
-from small import small_policy, small_study
+from small import planned, small_policy, small_study
 from test_runs import METHOD, ROUNDS, Interrupt, entries, kinds, play_arm
 from typer.testing import CliRunner
 
@@ -22,7 +21,7 @@ from secfed.privacy.accounting import epsilon, event_to_json, group_event
 from secfed.privacy.budget import Budget, BudgetFileError
 from secfed.privacy.chain import Receipt
 from secfed.runtime.receipts import keep_receipt, read_receipts, reconcile
-from secfed.runtime.setup import Prepared, plan_sites
+from secfed.runtime.setup import Prepared
 from secfed.verify import verify_run
 
 EVENT = make_plan().round_event()
@@ -267,8 +266,7 @@ def test_the_ledger_names_every_budget_and_the_data_is_a_version(
 ) -> None:
     run = tmp_path / "run"
     study = small_study(rounds=1)
-    units = {name: plan.nominal_units for name, plan in prepared.plans.items()}
-    play_arm(replace(prepared, plans=plan_sites(study, units)), study, run)
+    play_arm(planned(prepared, study), study, run)
     (played,) = (e for e in entries(run) if e.kind == "round")
     assert entries(run)[0].body["run_id"] == f"run/{METHOD}"
     for site, head in played.body["budget_heads"].items():
