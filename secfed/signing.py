@@ -27,6 +27,9 @@ __all__ = [
     "LEDGER_ENTRY",
     "MANIFEST",
     "ORDER",
+    "RELEASE",
+    "RELEASE_APPROVAL",
+    "RELEASE_REQUEST",
     "ROSTER",
     "CoordinatorKey",
     "fingerprint",
@@ -43,7 +46,11 @@ ROSTER = "secfed/roster/1"
 KEY_REQUEST = "secfed/key-request/1"
 ORDER = "secfed/order/1"
 ANSWER = "secfed/answer/1"
-_LABELS = frozenset({LEDGER_ENTRY, MANIFEST, ROSTER, KEY_REQUEST, ORDER, ANSWER})
+RELEASE = "secfed/release/1"
+RELEASE_REQUEST = "secfed/release-request/1"
+RELEASE_APPROVAL = "secfed/release-approval/1"
+_OF_RELEASES = frozenset({RELEASE, RELEASE_REQUEST, RELEASE_APPROVAL})
+_LABELS = _OF_RELEASES | {LEDGER_ENTRY, MANIFEST, ROSTER, KEY_REQUEST, ORDER, ANSWER}
 
 _SECRET_BYTES = 32
 _PUBLIC_BYTES = 32

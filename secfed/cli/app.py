@@ -16,6 +16,8 @@ from secfed.cli.audit import audit
 from secfed.cli.doctor import doctor
 from secfed.cli.model import app as model_app
 from secfed.cli.output import SecfedGroup, tell
+from secfed.cli.release import app as release_app
+from secfed.cli.release import contributions
 
 __all__ = ["app", "main"]
 
@@ -63,6 +65,8 @@ app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(model_app, name="model")
 app.command("strategies")(methods.strategies)
+app.add_typer(release_app, name="release")
+app.command("contributions")(contributions)
 app.command("verify")(evidence.verify)
 app.command("version")(evidence.version)
 

@@ -15,7 +15,7 @@ from secfed.errors import VerificationError
 if TYPE_CHECKING:
     from secfed.verify import VerificationReport
 
-__all__ = ["report", "verify", "version"]
+__all__ = ["report", "show_checks", "verify", "version"]
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
@@ -68,28 +68,39 @@ def verify(
             help="The coordinator's key, known from elsewhere than the directory.",
         ),
     ] = None,
+    approver: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FINGERPRINT",
+            help="Of a release: a person who may approve it; once for each.",
+        ),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run or a grid offline: files, signatures, hash chain, recomputed epsilon.
+    """Check a run, a grid or a release offline: signatures, chain, recomputed epsilon.
 
     Without --trust the answer is UNPINNED: anyone could have written the files.
 
     Example: secfed verify runs/my-demo --trust 9f86d081...
     """
-    from secfed.signing import parse_fingerprint  # noqa: PLC0415
+    from secfed.gate.layout import is_release  # noqa: PLC0415
     from secfed.verify import verify_run  # noqa: PLC0415
 
-    if trust is not None:
-        try:
-            trust = parse_fingerprint(trust)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--trust") from error
-    result = verify_run(run, trust)
+    trust = None if trust is None else _fingerprint(trust, "--trust")
+    people = [_fingerprint(text, "--approver") for text in approver or ()]
+    if is_release(run):
+        from secfed.gate.verification import verify_release  # noqa: PLC0415
+
+        result = verify_release(run, trust, people)
+    elif people:
+        raise click.BadParameter("belongs to a release", param_hint="--approver")
+    else:
+        result = verify_run(run, trust)
     if as_json:
         print_json(result.to_json())
     else:
-        _show_checks(result)
+        show_checks(result)
     if result.passed:
         return
     if as_json:
@@ -100,6 +111,15 @@ def verify(
         f"{failures[0].name!r}: {failures[0].reason}. Do not use this run; get the "
         "directory again from its coordinator"
     )
+
+
+def _fingerprint(text: str, option: str) -> str:
+    from secfed.signing import parse_fingerprint  # noqa: PLC0415
+
+    try:
+        return parse_fingerprint(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def version(*, as_json: AsJson = False) -> None:
@@ -115,7 +135,8 @@ def version(*, as_json: AsJson = False) -> None:
         show(f"secfed {secfed.__version__}")
 
 
-def _show_checks(result: VerificationReport, name: str = "") -> None:
+def show_checks(result: VerificationReport, name: str = "") -> None:
+    """Print every check, and whose signature it is."""
     prefix = f"{name}, " if name else ""
     if name:
         show("", Text(name, style="bold"))
@@ -127,7 +148,7 @@ def _show_checks(result: VerificationReport, name: str = "") -> None:
         show(line)
     part = "cell" if result.kind == "grid" else "arm"
     for child in result.arms:
-        _show_checks(child, f"{prefix}{part} {Path(child.path).name}")
+        show_checks(child, f"{prefix}{part} {Path(child.path).name}")
     if not name:
         _show_pin(result)
 

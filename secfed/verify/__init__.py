@@ -19,7 +19,7 @@ from secfed.verify.files import Bundle, check_files, check_study, is_directory
 from secfed.verify.grid import CELLS, check_cells, check_composed, check_grid
 from secfed.verify.story import read_ledger, tell
 
-__all__ = ["Check", "VerificationReport", "verify_run"]
+__all__ = ["Check", "VerificationReport", "check_run", "verify_run"]
 
 
 def verify_run(path: str | Path, trust: str | None = None) -> VerificationReport:
@@ -83,11 +83,12 @@ def _verify_single(
 ) -> VerificationReport:
     signer = check_files(root, trust, checklist)
     if signer[0] is not None:
-        _check_run(signer[0], checklist)
+        check_run(signer[0], checklist)
     return _report(root, "run", checklist, signer)
 
 
-def _check_run(bundle: Bundle, checklist: Checklist) -> None:
+def check_run(bundle: Bundle, checklist: Checklist) -> None:
+    """Make the checks of a single run: its ledger, and what follows from it."""
     manifest = bundle.manifest
     study = checklist.read("study", lambda: check_study(bundle))
     entries = checklist.read("ledger", lambda: read_ledger(bundle))

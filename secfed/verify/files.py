@@ -15,7 +15,14 @@ from secfed.signing import fingerprint, format_fingerprint, parse_fingerprint
 from secfed.study import Study, load_study_dict
 from secfed.verify.checks import Checklist
 
-__all__ = ["Bundle", "check_files", "check_study", "is_directory"]
+__all__ = [
+    "Bundle",
+    "check_files",
+    "check_signer",
+    "check_study",
+    "is_directory",
+    "read_plain",
+]
 
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_NAMED = 8
@@ -82,7 +89,7 @@ def check_files(
     if bundle is None:
         return None, False
     found = bundle.manifest.coordinator_key
-    pinned = checklist.read("coordinator key", lambda: _check_signer(found, trust))
+    pinned = checklist.read("coordinator key", lambda: check_signer(found, trust))
     checklist.ask("files", lambda: _check_digests(bundle))
     checklist.ask("no other files", lambda: _check_nothing_else(bundle))
     return bundle, bool(pinned)
@@ -116,7 +123,12 @@ def _read_bundle(root: Path) -> tuple[Bundle, str]:
     return bundle, f"signed; it names {len(bundle.manifest.files)} files"
 
 
-def _check_signer(public_key: bytes, trust: str | None) -> tuple[bool, str]:
+def check_signer(public_key: bytes, trust: str | None) -> tuple[bool, str]:
+    """Whether this is the key that is trusted; False where none was named.
+
+    Raises:
+        VerificationError: It is another one.
+    """
     found = fingerprint(public_key)
     if trust is None:
         return False, (

@@ -1,0 +1,72 @@
+"""Verify a release, or a candidate for one, offline: numbered checks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from secfed.gate.checking import Candidate, check_candidate, check_release
+from secfed.gate.layout import RELEASE
+from secfed.gate.requirements import check_requirements
+from secfed.signing import fingerprint, parse_fingerprint
+from secfed.verify import VerificationReport, check_run
+from secfed.verify.checks import Checklist
+
+__all__ = ["examine", "verify_release"]
+
+
+def verify_release(
+    path: str | Path, trust: str | None = None, approvers: Collection[str] = ()
+) -> VerificationReport:
+    """Check a release from its files alone; never raises because of what they hold.
+
+    Args:
+        path: The folder.
+        trust: Fingerprint of the coordinator's key, known from elsewhere.
+        approvers: Fingerprints of the people who may approve, known from elsewhere;
+            empty: their keys are only told.
+
+    Returns:
+        The report; ``kind`` is ``release``, or ``candidate`` without ``release.json``.
+
+    Raises:
+        ValueError: A fingerprint of ``approvers`` is malformed.
+    """
+    root, checklist = Path(path), Checklist()
+    pins = tuple(parse_fingerprint(pin) for pin in approvers)
+    final = (root / RELEASE).is_file()
+    if not final:
+        found = examine(root, checklist, pins)
+        key = None if found is None else found.evidence.manifest.coordinator_key
+        signer = None if key is None else fingerprint(key)
+        return _report(path, "candidate", signer, checklist)
+    release, pinned = check_release(root, trust, checklist)
+    if release is None:
+        return _report(path, "release", None, checklist)
+    found = check_candidate(root, release, pins, checklist, check_run)
+    if found is not None:
+        check_requirements(found, checklist)
+    signer = fingerprint(bytes.fromhex(release.coordinator_key))
+    return _report(path, "release", signer, checklist, pinned=pinned)
+
+
+def examine(
+    root: Path, checklist: Checklist, approvers: Collection[str] = ()
+) -> Candidate | None:
+    """Make all checks of a candidate; None where it cannot be read."""
+    found = check_candidate(root, None, approvers, checklist, check_run)
+    if found is not None:
+        check_requirements(found, checklist)
+    return found
+
+
+def _report(
+    path: str | Path,
+    kind: str,
+    signer: str | None,
+    checklist: Checklist,
+    *,
+    pinned: bool = False,
+) -> VerificationReport:
+    done = tuple(checklist.done)
+    return VerificationReport(str(path), kind, signer, pinned, done)
