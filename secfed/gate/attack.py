@@ -136,6 +136,8 @@ def require_of_run(report: AttackReport, study: Study, plan: PlanEntry) -> None:
         )
     if values is None:
         raise VerificationError(f"attack report: {said.site}: no plan in this run")
+    if said.rounds > study.training.rounds:
+        raise VerificationError("attack report: of more rounds than the study has")
     expected: dict[str, Any] = {
         "unit": values["unit"],
         "noise_multiplier": values["noise_multiplier"],
@@ -146,8 +148,6 @@ def require_of_run(report: AttackReport, study: Study, plan: PlanEntry) -> None:
     for name, value in expected.items():
         if not _same(getattr(said, name), value):
             raise VerificationError(f"attack report: {name} is not that of the ledger")
-    if said.rounds > study.training.rounds:
-        raise VerificationError("attack report: of more rounds than the study has")
 
 
 def _claim(plan: dict[str, Any], rounds: int) -> float:

@@ -63,9 +63,13 @@ class Requirement:
     waivable: bool = False
 
 
-def check_requirements(candidate: Candidate, checklist: Checklist) -> None:
-    """Ask every requirement, numbered with the other checks."""
-    for requirement in REQUIREMENTS:
+def check_requirements(
+    candidate: Candidate,
+    checklist: Checklist,
+    requirements: Sequence[Requirement] | None = None,
+) -> None:
+    """Ask every requirement, numbered with the other checks; all by default."""
+    for requirement in REQUIREMENTS if requirements is None else requirements:
         checklist.ask(requirement.name, lambda one=requirement: _asked(one, candidate))
 
 
