@@ -141,7 +141,7 @@ def test_texts_of_others_are_no_markup(run: Path, tmp_path: Path) -> None:
     for name in ("README.md", "statement.html"):
         text = (tmp_path / "c" / name).read_text("utf-8")
         assert "<script" not in text
-        assert "\n# [a]" not in text
+    assert "\n# [a]" not in (tmp_path / "c" / "README.md").read_text("utf-8")
 
 
 # What a request needs
