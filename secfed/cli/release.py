@@ -233,11 +233,11 @@ def show_release(
     """
     from secfed.cli.evidence import show_checks  # noqa: PLC0415
     from secfed.gate.layout import is_release  # noqa: PLC0415
-    from secfed.gate.verification import verify_release  # noqa: PLC0415
+    from secfed.gate.verification import look_at  # noqa: PLC0415
 
     if not is_release(folder):
         raise RunDirectoryError(f"{folder}: neither a candidate nor a release")
-    report = verify_release(folder, approvers=_fingerprints(approver))
+    report = look_at(folder, _fingerprints(approver))
     if as_json:
         print_json(report.to_json())
         return

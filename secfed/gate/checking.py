@@ -171,6 +171,11 @@ def check_candidate(
 
 
 def _read_release(root: Path) -> tuple[Release, str]:
+    if not (root / RELEASE).exists():
+        raise VerificationError(
+            f"{RELEASE} is missing: a candidate that nobody released, see `secfed "
+            "release show`"
+        )
     release = Release.read(read_plain(root / RELEASE, RELEASE), RELEASE)
     return release, f"signed; it names {len(release.files)} files"
 

@@ -12,7 +12,7 @@ from secfed.signing import fingerprint, parse_fingerprint
 from secfed.verify import VerificationReport, check_run
 from secfed.verify.checks import Checklist
 
-__all__ = ["examine", "verify_release"]
+__all__ = ["examine", "look_at", "verify_release"]
 
 
 def verify_release(
@@ -21,25 +21,16 @@ def verify_release(
     """Check a release from its files alone; never raises because of what they hold.
 
     Args:
-        path: The folder.
+        path: The folder. A candidate is no release, and does not pass.
         trust: Fingerprint of the coordinator's key, known from elsewhere.
         approvers: Fingerprints of the people who may approve, known from elsewhere;
             empty: their keys are only told.
-
-    Returns:
-        The report; ``kind`` is ``release``, or ``candidate`` without ``release.json``.
 
     Raises:
         ValueError: A fingerprint of ``approvers`` is malformed.
     """
     root, checklist = Path(path), Checklist()
-    pins = tuple(parse_fingerprint(pin) for pin in approvers)
-    final = (root / RELEASE).is_file()
-    if not final:
-        found = examine(root, checklist, pins)
-        key = None if found is None else found.evidence.manifest.coordinator_key
-        signer = None if key is None else fingerprint(key)
-        return _report(path, "candidate", signer, checklist)
+    pins = _pins(approvers)
     release, pinned = check_release(root, trust, checklist)
     if release is None:
         return _report(path, "release", None, checklist)
@@ -48,6 +39,21 @@ def verify_release(
         check_requirements(found, checklist)
     signer = fingerprint(bytes.fromhex(release.coordinator_key))
     return _report(path, "release", signer, checklist, pinned=pinned)
+
+
+def look_at(path: str | Path, approvers: Collection[str] = ()) -> VerificationReport:
+    """As ``verify_release``, but a folder without the last signature is a candidate."""
+    root, checklist = Path(path), Checklist()
+    if (root / RELEASE).exists():
+        return verify_release(path, None, approvers)
+    found = examine(root, checklist, _pins(approvers))
+    key = None if found is None else found.evidence.manifest.coordinator_key
+    signer = None if key is None else fingerprint(key)
+    return _report(path, "candidate", signer, checklist)
+
+
+def _pins(approvers: Collection[str]) -> tuple[str, ...]:
+    return tuple(parse_fingerprint(pin) for pin in approvers)
 
 
 def examine(

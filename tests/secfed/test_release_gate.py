@@ -24,7 +24,7 @@ from secfed.gate.contributions import size_bucket
 from secfed.gate.documents import Approval, Request
 from secfed.gate.requirements import REQUIREMENTS, Requirement, check_requirements
 from secfed.gate.sealing import approve, make_bundle
-from secfed.gate.verification import examine, verify_release
+from secfed.gate.verification import examine, look_at, verify_release
 from secfed.signing import CoordinatorKey
 from secfed.verify import VerificationReport
 from secfed.verify.checks import Checklist
@@ -78,8 +78,12 @@ def request_of(folder: Path) -> Request:
 def test_two_people_release_what_a_request_asked_for(
     candidate: Path, tmp_path: Path
 ) -> None:
-    before = verify_release(candidate)
+    before = look_at(candidate)
     assert before.kind == "candidate"
+    assert (
+        "a candidate that nobody released"
+        in failed(verify_release(candidate))["release"]
+    )
     assert failed(before) == {"approvals": "0 of 2 people approved (approvals/)"}
     released.approve_twice(candidate)
     out = tmp_path / "release"
@@ -180,7 +184,7 @@ def test_without_a_good_attack_report_a_request_needs_a_waiver(
         released.ask(run, out, make(), reason="A pilot: nobody uses it.")
     )
     assert made.waived == ("attack report",)
-    said = {check.name: check for check in verify_release(out).checks}["attack report"]
+    said = {check.name: check for check in look_at(out).checks}["attack report"]
     assert said.passed
     assert said.reason.startswith("WAIVED: ")
     for page in ("README.md", "statement.html"):
@@ -267,7 +271,7 @@ def test_adapters_that_are_not_what_they_say(words: str, tmp_path: Path) -> None
     """The ledger records them, so that only their content speaks against them."""
     run = released.write_run(tmp_path / "run", adapter=BAD_ADAPTERS[words])
     make_request(released.ask(run, tmp_path / "c", audit()))
-    report = verify_release(tmp_path / "c")
+    report = look_at(tmp_path / "c")
     assert words in failed(report)["adapter"]
     with pytest.raises(VerificationError, match=words):
         approve(tmp_path / "c", ADA, "Ada", "DPO")
@@ -277,7 +281,7 @@ def test_settings_that_name_code_are_refused(tmp_path: Path) -> None:
     config = released.CONFIG | {"auto_mapping": {"parent_library": "os"}}
     run = released.write_run(tmp_path / "run", config=json.dumps(config).encode())
     make_request(released.ask(run, tmp_path / "c", audit()))
-    assert "auto_mapping" in failed(verify_release(tmp_path / "c"))["adapter"]
+    assert "auto_mapping" in failed(look_at(tmp_path / "c"))["adapter"]
 
 
 # Whose approvals count
@@ -315,7 +319,7 @@ def test_approvals_that_do_not_count(candidate: Path) -> None:
     """Written past the command, as a coordinator could."""
 
     def why() -> str:
-        found = failed(verify_release(candidate))
+        found = failed(look_at(candidate))
         shutil.rmtree(candidate / "approvals")
         return found.get("approvals", "") + found.get("signatures of approvals", "")
 
@@ -360,7 +364,7 @@ def test_a_request_may_ask_for_more_people_but_not_for_fewer(
 ) -> None:
     make_request(released.ask(run, tmp_path / "c", audit(), approvals_needed=3))
     released.approve_twice(tmp_path / "c")
-    assert "2 of 3 people" in failed(verify_release(tmp_path / "c"))["approvals"]
+    assert "2 of 3 people" in failed(look_at(tmp_path / "c"))["approvals"]
     with pytest.raises(ValueError, match="approvals_needed"):
         make_request(released.ask(run, tmp_path / "d", audit(), approvals_needed=1))
 
