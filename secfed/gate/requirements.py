@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import jinja2
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -219,18 +220,24 @@ def _card(candidate: Candidate) -> str:
     facts, text = facts_of(candidate), candidate.read(CARD).decode("utf-8")
     if stated_facts(text) != json.loads(json.dumps(facts.stated())):
         raise VerificationError(f"{CARD}: its figures are not those of the statement")
-    return _drawn_again(candidate, CARD, text, render_card(facts))
+    return _drawn_again(candidate, CARD, text, render_card)
 
 
 def _page(candidate: Candidate) -> str:
     text = candidate.read(PAGE).decode("utf-8")
-    return _drawn_again(candidate, PAGE, text, render_page(facts_of(candidate)))
+    return _drawn_again(candidate, PAGE, text, render_page)
 
 
-def _drawn_again(candidate: Candidate, name: str, text: str, again: str) -> str:
+def _drawn_again(
+    candidate: Candidate, name: str, text: str, draw: Callable[[Facts], str]
+) -> str:
     wrote = candidate.request.secfed_version
     if wrote != secfed.__version__:
         return f"made by secfed {wrote}; not drawn again by {secfed.__version__}"
+    try:
+        again = draw(facts_of(candidate))
+    except jinja2.UndefinedError as error:
+        raise VerificationError(f"{name}: cannot be drawn again: {error}") from error
     if text != again:
         raise VerificationError(f"{name}: not what follows from the other files")
     return "follows from the other files, byte for byte"

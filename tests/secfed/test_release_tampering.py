@@ -175,7 +175,7 @@ def of_whole_folders(names: list[str]) -> Iterator[tuple[str, str, Change]]:
     yield "extra folder", "empty", lambda root: (root / "empty").mkdir()
     yield (
         "renamed",
-        "readme.md",
+        "README.md",
         lambda root: (root / "README.md").rename(root / "readme.md"),
     )
     yield (
