@@ -30,6 +30,9 @@ __all__ = [
     "MANIFEST",
     "ORDER",
     "RECORD",
+    "RELEASE",
+    "RELEASE_APPROVAL",
+    "RELEASE_REQUEST",
     "ROSTER",
     "WITHDRAWAL",
     "CoordinatorKey",
@@ -51,6 +54,9 @@ APPROVAL = "secfed/approval/1"
 WITHDRAWAL = "secfed/approval-withdrawal/1"
 BUNDLE = "secfed/bundle/1"
 RECORD = "secfed/operations-record/1"
+RELEASE = "secfed/release/1"
+RELEASE_REQUEST = "secfed/release-request/1"
+RELEASE_APPROVAL = "secfed/release-approval/1"
 _LABELS = frozenset(
     {
         MANIFEST,
@@ -62,6 +68,9 @@ _LABELS = frozenset(
         WITHDRAWAL,
         BUNDLE,
         RECORD,
+        RELEASE,
+        RELEASE_REQUEST,
+        RELEASE_APPROVAL,
     }
 )
 

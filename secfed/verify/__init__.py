@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from secfed.errors import VerificationError
 from secfed.signing import fingerprint, parse_fingerprint
@@ -22,7 +23,7 @@ from secfed.verify.files import Bundle, check_files, check_study, is_directory
 from secfed.verify.grid import CELLS, check_cells, check_composed, check_grid
 from secfed.verify.story import read_ledger, tell
 
-__all__ = ["Check", "VerificationReport", "verify_run"]
+__all__ = ["Check", "Pins", "VerificationReport", "check_run", "verify_run"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,21 @@ class Pins:
     coordinator: str | None = None
     witnesses: Mapping[str, str] = field(default_factory=dict)
     seen: tuple[Path, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        trust: str | None,
+        witnesses: Mapping[str, str] | None,
+        seen: Sequence[str | Path],
+    ) -> Self:
+        """From arguments as ``verify_run`` takes them.
+
+        Raises:
+            ValueError: A witness's fingerprint is none.
+        """
+        known = {s: parse_fingerprint(pin) for s, pin in (witnesses or {}).items()}
+        return cls(trust, known, tuple(map(Path, seen)))
 
 
 def verify_run(
@@ -63,11 +79,7 @@ def verify_run(
         The report; ``passed`` is the answer.
     """
     root = Path(path)
-    pins = Pins(
-        trust,
-        {site: parse_fingerprint(pin) for site, pin in (witnesses or {}).items()},
-        tuple(map(Path, seen)),
-    )
+    pins = Pins.read(trust, witnesses, seen)
     checklist = Checklist()
     if not checklist.ask("directory", lambda: _check_directory(root)):
         return VerificationReport(
@@ -113,11 +125,12 @@ def _report(
 def _verify_single(root: Path, pins: Pins, checklist: Checklist) -> VerificationReport:
     signer = check_files(root, pins.coordinator, checklist)
     if signer[0] is not None:
-        _check_run(signer[0], pins, checklist)
+        check_run(signer[0], checklist, pins)
     return _report(root, "run", checklist, signer)
 
 
-def _check_run(bundle: Bundle, pins: Pins, checklist: Checklist) -> None:
+def check_run(bundle: Bundle, checklist: Checklist, pins: Pins) -> None:
+    """Make the checks of a single run: its ledger, and what follows from it."""
     manifest = bundle.manifest
     study = checklist.read("study", lambda: check_study(bundle))
     entries = checklist.read("ledger", lambda: read_ledger(bundle))

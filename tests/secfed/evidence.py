@@ -197,6 +197,8 @@ def write_run(
     change: Change = lambda index, body: body,
     statement: Change = lambda index, body: body,
     witnesses: Sequence[str] = SITES,
+    adapter: bytes = b"final adapter",
+    config: bytes = b'{"r":2}',
 ) -> None:
     """Write an arm as a runtime would; ``change`` rewrites ledger bodies first.
 
@@ -209,9 +211,9 @@ def write_run(
         path = run / "adapters" / f"round-{number:03d}.safetensors"
         path.write_bytes(f"adapter {number}".encode())
     model = run / "adapter" / "adapter_model.safetensors"
-    model.write_bytes(b"final adapter")
-    config = run / "adapter" / "adapter_config.json"
-    config.write_bytes(b'{"r":2}')
+    model.write_bytes(adapter)
+    settings = run / "adapter" / "adapter_config.json"
+    settings.write_bytes(config)
     (run / "study.json").write_bytes(canonical_json(study.canonical()))
     lines = [canonical_json(line) + b"\n" for line in metrics_lines(private, unit)]
     (run / "metrics.jsonl").write_bytes(b"".join(lines))
@@ -226,7 +228,7 @@ def write_run(
         *rounds,
         ReleaseEntry(
             adapter_sha256=file_sha256(model),
-            config_sha256=file_sha256(config),
+            config_sha256=file_sha256(settings),
             statement_sha256=file_sha256(run / "statement.json"),
             rounds_completed=2,
             rounds_interrupted=1,
