@@ -155,6 +155,12 @@ def add(name: str) -> Change:
     return change
 
 
+def link_evidence(root: Path) -> None:
+    """The folder is elsewhere, its content as it was."""
+    elsewhere = (root / "evidence").rename(root.parent / "elsewhere")
+    (root / "evidence").symlink_to(elsewhere)
+
+
 def of_whole_folders(names: list[str]) -> Iterator[tuple[str, str, Change]]:
     approvals = [name for name in names if name.startswith("approvals/")]
     for name in (*SIGNED, *approvals):
@@ -178,11 +184,7 @@ def of_whole_folders(names: list[str]) -> Iterator[tuple[str, str, Change]]:
         "README.md",
         lambda root: (root / "README.md").rename(root / "readme.md"),
     )
-    yield (
-        "linked folder",
-        "evidence",
-        lambda root: None,
-    )
+    yield "linked folder", "evidence", link_evidence
 
 
 def test_every_mutation_is_caught_and_named(
