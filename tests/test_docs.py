@@ -34,6 +34,7 @@ DOCUMENTS = (
     "docs/for-dpo.md",
     "docs/for-it-security.md",
     "docs/ledger.md",
+    "docs/release.md",
     "docs/resources.md",
     "docs/performance.md",
     "docs/utility.md",
