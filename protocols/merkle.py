@@ -1,4 +1,4 @@
-"""Merkle trees over byte strings and proofs that a leaf is in one.
+"""Merkle trees over byte strings: proofs that a leaf is in one, that one grew.
 
 RFC 6962 and RFC 9162, section 2.1, with SHA-256. Leaves and nodes are hashed
 under different prefixes, so a node can never be passed off as a leaf.
@@ -14,9 +14,12 @@ from protocols.errors import MessageError, MisuseError
 __all__ = [
     "HASH_BYTES",
     "Tree",
+    "consistency_proof",
     "inclusion_proof",
+    "leaf_hash",
     "root",
     "root_from_proof",
+    "verify_consistency",
     "verify_inclusion",
 ]
 
@@ -26,7 +29,8 @@ _LEAF = b"\x00"
 _NODE = b"\x01"
 
 
-def _leaf_hash(leaf: bytes) -> bytes:
+def leaf_hash(leaf: bytes) -> bytes:
+    """The hash of a leaf, 32 bytes (RFC 9162, section 2.1.1)."""
     return hashlib.sha256(_LEAF + leaf).digest()
 
 
@@ -37,15 +41,15 @@ def _node_hash(left: bytes, right: bytes) -> bytes:
 class Tree:
     """All hashes of a tree over n leaves, kept to answer many proofs.
 
-    Guarantees: the root and the proofs are those of RFC 9162, sections 2.1.1
-    and 2.1.3.1. Building hashes each leaf once and makes n - 1 nodes; a proof
+    Guarantees: the root and the proofs are those of RFC 9162, sections 2.1.1,
+    2.1.3.1 and 2.1.4.1. Building hashes each leaf once and makes n - 1 nodes; a proof
     hashes nothing and has at most ceil(log2(n)) elements.
     """
 
     def __init__(self, leaves: Sequence[bytes]) -> None:
         # A node without a sibling moves up unchanged. That is the tree of the
         # definition: its left half is always the largest power of two below n.
-        self._levels = [[_leaf_hash(leaf) for leaf in leaves]]
+        self._levels = [[leaf_hash(leaf) for leaf in leaves]]
         while len(self._levels[-1]) > 1:
             self._levels.append(_pair_up(self._levels[-1]))
 
@@ -71,6 +75,30 @@ class Tree:
             sibling = index ^ 1
             if sibling < len(level):
                 proof.append(level[sibling])
+            index >>= 1
+        return tuple(proof)
+
+    def consistency_proof(self, size: int) -> tuple[bytes, ...]:
+        """The nodes that show this tree to begin with the tree of ``size`` leaves.
+
+        The proof walks up the right edge of the smaller tree. It starts at the
+        largest whole subtree that ends there; that one is left out where it is the
+        smaller tree itself, whose root the verifier has.
+
+        Raises:
+            MisuseError: ``size`` is not between 0 and the number of leaves.
+        """
+        if not 0 <= size <= len(self):
+            raise MisuseError(f"no tree of {size} leaves in a tree of {len(self)}")
+        if size in {0, len(self)}:
+            return ()
+        level = (size & -size).bit_length() - 1
+        index = (size >> level) - 1
+        proof = [self._levels[level][index]] if index else []
+        for nodes in self._levels[level:-1]:
+            sibling = index ^ 1
+            if sibling < len(nodes):
+                proof.append(nodes[sibling])
             index >>= 1
         return tuple(proof)
 
@@ -123,7 +151,7 @@ def root_from_proof(
     turns = _turns(index, size)
     if len(proof) != len(turns):
         raise MessageError(f"an inclusion proof of {len(turns)} hashes is needed")
-    found = _leaf_hash(leaf)
+    found = leaf_hash(leaf)
     for sibling, is_right in zip(proof, turns, strict=True):
         found = _node_hash(sibling, found) if is_right else _node_hash(found, sibling)
     return found
@@ -154,3 +182,70 @@ def verify_inclusion(
     """
     if root_from_proof(leaf, index, size, proof) != root:
         raise MessageError(f"the proof of leaf {index} leads to another root")
+
+
+def consistency_proof(leaves: Sequence[bytes], size: int) -> tuple[bytes, ...]:
+    """The proof that ``leaves`` begin with the tree over the first ``size``.
+
+    Raises:
+        MisuseError: ``size`` is not between 0 and the number of leaves.
+    """
+    return Tree(leaves).consistency_proof(size)
+
+
+def verify_consistency(
+    old_size: int,
+    size: int,
+    proof: Sequence[bytes],
+    old_root: bytes,
+    root: bytes,
+) -> None:
+    """Refuse unless the tree of ``size`` leaves begins with that of ``old_size``.
+
+    RFC 9162, section 2.1.4.2. The empty tree is the beginning of every tree.
+
+    Args:
+        old_size: Leaves of the tree that was seen before.
+        size: Leaves of the tree that is offered.
+        proof: As received; nothing is assumed about it.
+        old_root: Root of the former, 32 bytes.
+        root: Root of the latter, 32 bytes.
+
+    Raises:
+        MessageError: The proof is malformed or leads to other roots.
+    """
+    if not 0 <= old_size <= size:
+        raise MessageError(f"a tree of {size} does not extend one of {old_size}")
+    if not all(isinstance(node, bytes) and len(node) == HASH_BYTES for node in proof):
+        raise MessageError(f"a consistency proof is made of {HASH_BYTES}-byte hashes")
+    if old_size == 0 and old_root != Tree(()).root:
+        raise MessageError("that is not the root of the empty tree")
+    if old_size == size and old_root != root:
+        raise MessageError("two trees of one size have different roots")
+    if old_size in {0, size}:
+        if proof:
+            raise MessageError("no proof is needed between these sizes")
+        return
+    if _both_roots(old_size, size, proof, old_root) != (old_root, root):
+        raise MessageError("the consistency proof leads to other roots")
+
+
+def _both_roots(
+    old_size: int, size: int, proof: Sequence[bytes], old_root: bytes
+) -> tuple[bytes, bytes]:
+    """The roots of both trees, as the proof has them."""
+    # The largest whole subtree at the end of the smaller tree, and what is above it.
+    level = (old_size & -old_size).bit_length() - 1
+    index, last = (old_size >> level) - 1, (size - 1) >> level
+    rest = list(proof) if index else [old_root, *proof]
+    turns = _turns(index, last + 1)
+    if len(rest) != len(turns) + 1:
+        raise MessageError("a consistency proof for these sizes has another length")
+    old = new = rest[0]
+    for sibling, is_right in zip(rest[1:], turns, strict=True):
+        if is_right:
+            old = _node_hash(sibling, old)
+            new = _node_hash(sibling, new)
+        else:
+            new = _node_hash(new, sibling)
+    return old, new

@@ -5,6 +5,11 @@ UTF-8 without escapes beyond what JSON requires, integers as digits, floats as
 the shortest decimal that reads back to the same number, no NaN and no infinity.
 A value has one encoding; ``parse_canonical`` refuses every other one, so that a
 signed text cannot be rewritten without its digest changing.
+
+What others read is in JCS (RFC 8785), by the package of that name: ``jcs`` and
+``parse_jcs``. The two differ in numbers (``1.0`` is ``1`` in JCS, and an integer is
+exact up to 2^53 only) and in the order of keys outside the basic plane. Digests of
+studies were fixed before JCS was needed, and stay.
 """
 
 from __future__ import annotations
@@ -15,11 +20,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import rfc8785
+
 __all__ = [
     "canonical_json",
     "digest",
     "file_sha256",
+    "jcs",
     "parse_canonical",
+    "parse_jcs",
     "parse_json",
     "sha256_hex",
 ]
@@ -84,6 +93,35 @@ def parse_canonical(data: bytes) -> Any:
     """
     value = parse_json(data)
     if canonical_json(value) != data:
+        raise ValueError("the JSON text is not in canonical form")
+    return value
+
+
+def jcs(value: object) -> bytes:
+    """Encode a JSON-able value as RFC 8785 asks.
+
+    Raises:
+        ValueError: NaN, an infinity, an integer beyond 2^53, a key that is not a
+            string, a type that JSON does not have, or nesting too deep.
+
+    >>> jcs({"b": 1.0, "a": [1e-7, None, "é"]}).decode()
+    '{"a":[1e-7,null,"é"],"b":1}'
+    """
+    try:
+        _require_string_keys(value)
+        return rfc8785.dumps(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"no JCS text exists for this value: {error}") from error
+
+
+def parse_jcs(data: bytes) -> Any:
+    """Read bytes that ``jcs`` wrote, and no others.
+
+    Raises:
+        ValueError: The bytes are not JSON, or not the JCS encoding of what they say.
+    """
+    value = parse_json(data)
+    if jcs(value) != data:
         raise ValueError("the JSON text is not in canonical form")
     return value
 

@@ -14,47 +14,95 @@ kind                        body
 ``round-interrupted``       a started round without a sum; spent all the same
 ``evaluation``              noised sums over held-back units, after a round
 ``evaluation-interrupted``  an evaluation without sums; what was reserved is spent
+``approval``                a site approved the study
+``key``                     a site's key was added or revoked
+``incident``                something went wrong; what, is said elsewhere
+``withdrawal``              somebody withdrew; future rounds are without them
 ``release``                 the final adapter; always last
 ==========================  ================================================
 
-Sites appear by name. Nothing here is private: no counts of records, no losses.
+Sites appear by name. Nothing here is private: no counts of records, no losses. What
+an approval, an incident or a withdrawal says of persons stays where it is; the entry
+has a commitment to it (``commit``), whose salt can be deleted.
 """
 
 from __future__ import annotations
 
+import hmac
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from secfed.canonical import canonical_json
 
 __all__ = [
     "KINDS",
+    "ApprovalEntry",
     "Body",
     "EvaluationEntry",
     "EvaluationInterruptedEntry",
+    "IncidentEntry",
     "InterruptedEntry",
     "JsonObject",
+    "KeyEntry",
+    "Notice",
     "PlanEntry",
     "ReleaseEntry",
     "RoundEntry",
     "StudyEntry",
     "TeacherCharge",
     "TeacherCosts",
+    "WithdrawalEntry",
+    "commit",
     "parse_body",
 ]
 
 JsonObject = dict[str, Any]
 
+_SALT_BYTES = 32
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(min_length=1, max_length=200)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RunId = Annotated[str, Field(pattern=r"^[!-*,-~]{1,128}$")]
 RoundNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _seed(value: object, info: ValidationInfo) -> object:
+    """A seed stands in an entry as a text: JCS has no integers beyond 2^53."""
+    if info.mode == "python":
+        return value
+    if not isinstance(value, str) or str(int(value)) != value:
+        raise ValueError("a seed is written as a text of digits")
+    return int(value)
+
+
+Seed = Annotated[
+    int, BeforeValidator(_seed), PlainSerializer(str, return_type=str, when_used="json")
+]
+
+
+def _missing(value: object) -> bool:
+    return value is None
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: ClassVar[str]
+
+    def files(self) -> Mapping[str, str]:
+        """The files of the run that the entry is about: SHA-256 by path."""
+        return {}
 
     def to_body(self) -> JsonObject:
         """The entry's JSON object."""
@@ -67,8 +115,9 @@ class StudyEntry(_Body):
 
     ``study_digest`` is the digest of ``study.json``; ``simulation_seed`` repeats
     the study's, so that the ledger alone tells a simulation from a real run.
-    ``run_id`` is the name under which budgets are charged; ledgers from before
-    budgets were chained have none.
+    ``run_id`` is the name under which budgets are charged, and with the study's digest
+    the name of this log. ``also_signed_by`` are further keys, by their ids, that sign
+    every entry beside the coordinator's.
     """
 
     kind: ClassVar[str] = "study"
@@ -77,10 +126,13 @@ class StudyEntry(_Body):
     name: str
     method: str
     model_sha256: Sha256 | None
-    simulation_seed: int | None
+    simulation_seed: Seed | None
     coordinator_key: Sha256
     secfed_version: str
-    run_id: str | None = None
+    run_id: RunId
+    also_signed_by: dict[str, JsonObject] | None = Field(
+        default=None, exclude_if=_missing
+    )
 
 
 class _Part(BaseModel):
@@ -107,12 +159,8 @@ class TeacherCosts(_Part):
     ledger_sha256: Sha256
     study_digest: Sha256
     unit: Literal["record", "person", "site"]
-    simulation_seeds: tuple[int, ...]
+    simulation_seeds: tuple[Seed, ...]
     spent: dict[SiteName, tuple[TeacherCharge, ...]]
-
-
-def _missing(value: object) -> bool:
-    return value is None
 
 
 class PlanEntry(_Body):
@@ -122,8 +170,9 @@ class PlanEntry(_Body):
     run without privacy (``private`` false). ``identities`` maps every site to
     its public identity key in hexadecimal. ``ring_bits`` is what the study names
     or leaves open, and 32 in a run without privacy. ``suite`` is the number in
-    ``protocols/SPEC.md``. ``initial_adapter_sha256`` is the
-    digest of ``adapters/round-000.safetensors``. ``teacher`` is there where the study
+    ``protocols/SPEC.md``. ``initial_adapter_sha256`` is the digest of
+    ``adapters/round-000.safetensors``. ``witnesses`` maps every site to its verifier
+    key where it does not cosign with its identity. ``teacher`` is there where the study
     distils a private teacher, ``deployed`` where the sites were processes of their own.
     """
 
@@ -139,7 +188,12 @@ class PlanEntry(_Body):
     suite: Literal[1, 2, 3]
     initial_adapter_sha256: Sha256
     teacher: TeacherCosts | None = Field(default=None, exclude_if=_missing)
+    witnesses: dict[SiteName, str] | None = Field(default=None, exclude_if=_missing)
     deployed: Literal[True] | None = Field(default=None, exclude_if=_missing)
+
+    def files(self) -> Mapping[str, str]:
+        """The adapter that everybody starts from."""
+        return {"adapters/round-000.safetensors": self.initial_adapter_sha256}
 
     @model_validator(mode="after")
     def _plans_where_private(self) -> Self:
@@ -204,6 +258,10 @@ class RoundEntry(_Summed):
     aggregate_sha256: Sha256
     adapter_sha256: Sha256
 
+    def files(self) -> Mapping[str, str]:
+        """The adapter that came out."""
+        return {f"adapters/round-{self.round:03d}.safetensors": self.adapter_sha256}
+
 
 class InterruptedEntry(_Started):
     """A round that started and gave no sum: a crash, an abort, a signal.
@@ -239,6 +297,51 @@ class EvaluationInterruptedEntry(_Started):
     reason: str
 
 
+class ApprovalEntry(_Body):
+    """A site approved the study of this digest; who did, the commitment binds."""
+
+    kind: ClassVar[str] = "approval"
+
+    site: SiteName
+    study_digest: Sha256
+    commitment: Sha256
+
+
+class KeyEntry(_Body):
+    """A site's key, by its fingerprint, is trusted from here on, or is not any more."""
+
+    kind: ClassVar[str] = "key"
+
+    site: SiteName
+    event: Literal["added", "revoked"]
+    fingerprint: Sha256
+
+
+class IncidentEntry(_Body):
+    """Something went wrong; the report, which the commitment binds, is elsewhere."""
+
+    kind: ClassVar[str] = "incident"
+
+    commitment: Sha256
+
+
+class WithdrawalEntry(_Body):
+    """Somebody at a site withdrew: the rounds from ``from_round`` on are without them.
+
+    What was trained before stays as it is; nothing is unlearned.
+    """
+
+    kind: ClassVar[str] = "withdrawal"
+
+    site: SiteName
+    from_round: RoundNumber
+    commitment: Sha256
+
+
+Notice = ApprovalEntry | KeyEntry | IncidentEntry | WithdrawalEntry
+"""Entries that train and spend nothing; they may stand between plan and release."""
+
+
 class ReleaseEntry(_Body):
     """The final adapter and the statement that travels with it."""
 
@@ -250,6 +353,14 @@ class ReleaseEntry(_Body):
     rounds_completed: int = Field(ge=0)
     rounds_interrupted: int = Field(ge=0)
 
+    def files(self) -> Mapping[str, str]:
+        """What is released."""
+        return {
+            "adapter/adapter_model.safetensors": self.adapter_sha256,
+            "adapter/adapter_config.json": self.config_sha256,
+            "statement.json": self.statement_sha256,
+        }
+
 
 Body = (
     StudyEntry
@@ -258,6 +369,7 @@ Body = (
     | InterruptedEntry
     | EvaluationEntry
     | EvaluationInterruptedEntry
+    | Notice
     | ReleaseEntry
 )
 
@@ -268,8 +380,30 @@ KINDS: dict[str, type[Body]] = {
     "round-interrupted": InterruptedEntry,
     "evaluation": EvaluationEntry,
     "evaluation-interrupted": EvaluationInterruptedEntry,
+    "approval": ApprovalEntry,
+    "key": KeyEntry,
+    "incident": IncidentEntry,
+    "withdrawal": WithdrawalEntry,
     "release": ReleaseEntry,
 }
+
+
+def commit(text: str, salt: bytes) -> str:
+    """A commitment to a text that does not stand in the ledger, hex.
+
+    Without the salt nobody can tell what it binds, nor try texts; so whoever keeps the
+    salt can make the entry say nothing any more.
+
+    Args:
+        text: What is bound.
+        salt: 32 fresh random bytes, kept with the text and deleted with it.
+
+    Raises:
+        ValueError: The salt has another length.
+    """
+    if len(salt) != _SALT_BYTES:
+        raise ValueError(f"a salt has {_SALT_BYTES} bytes")
+    return hmac.digest(salt, text.encode(), "sha256").hex()
 
 
 def parse_body(kind: str, body: object) -> Body:

@@ -32,8 +32,10 @@ __all__ = [
     "RoundAbortedError",
     "RunDirectoryError",
     "SecfedError",
+    "StaleOfferError",
     "StudyError",
     "TooFewSitesError",
+    "TooFewWitnessesError",
     "TrainingError",
     "VerificationError",
 ]
@@ -185,3 +187,15 @@ class LedgerError(VerificationError):
     def __init__(self, entry: int, message: str) -> None:
         self.entry = entry
         super().__init__(f"ledger entry {entry}: {message}")
+
+
+class StaleOfferError(VerificationError):
+    """A log was offered to a witness from another entry on than its memory ends."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        super().__init__(f"this witness has cosigned {size} entries; offer from there")
+
+
+class TooFewWitnessesError(VerificationError):
+    """Too few sites cosigned the ledger; nothing is released."""

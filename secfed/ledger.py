@@ -1,47 +1,68 @@
-"""The append-only record of a run: one signed line per entry, chained by digests.
+"""The append-only record of a run: one signed line per entry, leaves of one tree.
 
-A line is the canonical JSON of
-
-    {"body": …, "digest": …, "index": 0, "kind": …, "previous": …,
-     "signature": …, "time": "2026-03-01T12:00:00Z"}
-
-followed by a newline. ``digest`` is the SHA-256 of the canonical JSON of body,
-index, kind, previous and time; ``previous`` is the digest of the entry before,
-64 zeros in entry 0; ``signature`` is the coordinator's over the same bytes that
-are digested. Bodies are described in ``secfed.entries``.
-
-The chain shows rewriting, reordering and gaps. Cutting entries off the end is
-shown by the head in the manifest, not by the chain. Times are what the
-coordinator's clock said, and prove nothing.
+A line is a DSSE envelope (``secfed.attestations``); bodies are described in
+``secfed.entries``. Entry 0 is the study. Each entry names its index and the leaf hash
+of the line before, 64 zeros in entry 0, so that what was rewritten, moved or left out
+is found by its number. Cutting entries off the end is shown by the checkpoint,
+the signed head of the tree over all lines (``secfed.checkpoints``). Times are what the
+coordinator's clock said, and prove nothing. docs/ledger.md says who checks what.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from secfed.canonical import canonical_json, parse_canonical, sha256_hex
-from secfed.entries import Body, parse_body
-from secfed.errors import LedgerError, RunDirectoryError, VerificationError
-from secfed.signing import LEDGER_ENTRY, CoordinatorKey, verify_signature
+from securesystemslib.signer import Key, Signer
 
-__all__ = ["GENESIS", "Entry", "Ledger", "head", "split_lines", "verify_entries"]
+from protocols import merkle
+from secfed.attestations import (
+    CoordinatorSigner,
+    Statement,
+    coordinator_key,
+    open_line,
+    parse_line,
+    read_keys,
+    seal_line,
+)
+from secfed.checkpoints import Checkpoint, log_origin, sign_checkpoint
+from secfed.entries import Body, StudyEntry, parse_body
+from secfed.errors import LedgerError, RunDirectoryError, VerificationError
+from secfed.notes import Note
+from secfed.signing import CoordinatorKey
+
+__all__ = [
+    "CHECKPOINT_NAME",
+    "GENESIS",
+    "LEDGER_NAME",
+    "Entry",
+    "Ledger",
+    "origin_of",
+    "signer_of",
+    "split_lines",
+    "tree_head",
+    "verify_entries",
+]
+
+LEDGER_NAME = "ledger.jsonl"
+CHECKPOINT_NAME = "ledger.checkpoint"
 
 GENESIS = "0" * 64
 """What entry 0 names as the entry before it."""
 
-_FIELDS = {"body", "digest", "index", "kind", "previous", "signature", "time"}
-
 
 @dataclass(frozen=True)
 class Entry:
-    """One verified entry. ``body`` is its JSON object; do not change it."""
+    """One verified entry. ``body`` is its JSON object; do not change it.
+
+    ``digest`` is the leaf hash of its line, hex; ``previous`` that of the line before.
+    """
 
     index: int
     kind: str
@@ -49,19 +70,10 @@ class Entry:
     body: Mapping[str, Any]
     previous: str
     digest: str
-    signature: str
 
     def parsed(self) -> Body:
         """The body as its type of ``secfed.entries``."""
         return parse_body(self.kind, self.body)
-
-
-def head(entries: Iterable[Entry]) -> str:
-    """The digest of the last entry, ``GENESIS`` when there is none."""
-    last = GENESIS
-    for entry in entries:
-        last = entry.digest
-    return last
 
 
 def split_lines(data: bytes) -> list[bytes]:
@@ -76,14 +88,39 @@ def split_lines(data: bytes) -> list[bytes]:
     return lines
 
 
+def signer_of(lines: Sequence[bytes]) -> bytes:
+    """The coordinator's key as entry 0 names it; whether it is the right one is open.
+
+    Raises:
+        LedgerError: Entry 0 is not there or not that of a run.
+    """
+    try:
+        first = parse_line(lines[0]) if lines else None
+        if first is None or first.kind != StudyEntry.kind:
+            raise LedgerError(0, "not a ledger of a run")
+        return bytes.fromhex(first.body["coordinator_key"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerError(0, f"not a ledger of a run: {error}") from error
+
+
+def origin_of(study: StudyEntry) -> str:
+    """The name of the log that begins with this entry."""
+    return log_origin(study.study_digest, study.run_id)
+
+
+def tree_head(lines: Sequence[bytes], study: StudyEntry) -> Checkpoint:
+    """The head of the tree over a ledger's lines."""
+    return Checkpoint(origin_of(study), len(lines), merkle.root(lines))
+
+
 def verify_entries(lines: Iterable[bytes], public_key: bytes) -> tuple[Entry, ...]:
     """Check every line of a ledger and return its entries.
 
-    1. The line is canonical JSON with exactly the fields of an entry.
-    2. Its index is its position and ``previous`` the digest of the entry before.
-    3. Its digest is that of its content.
-    4. The coordinator signed it.
-    5. Its time and body have the form that its kind asks for.
+    1. The line is the one encoding of an envelope that the coordinator signed, and
+       everybody whom entry 0 names beside it.
+    2. Its index is its position and ``previous`` the leaf hash of the line before.
+    3. Its time and body have the form that its kind asks for; entry 0 is the study.
+    4. Its subjects are that study and the files that the body names.
 
     Args:
         lines: The lines in file order, without newlines.
@@ -93,60 +130,57 @@ def verify_entries(lines: Iterable[bytes], public_key: bytes) -> tuple[Entry, ..
         LedgerError: Names the first entry that fails, and why.
     """
     entries: list[Entry] = []
-    previous = GENESIS
+    keys: tuple[Key, ...] | None = None
     for index, line in enumerate(lines):
-        entry = _verify_line(line, index, previous, public_key)
-        entries.append(entry)
-        previous = entry.digest
+        try:
+            keys = keys or (coordinator_key(public_key), *_further_keys(line))
+            entries.append(_verified(line, index, keys, entries))
+        except (ValueError, VerificationError) as error:
+            if isinstance(error, LedgerError):
+                raise
+            raise LedgerError(index, str(error)) from error
     return tuple(entries)
 
 
-def _verify_line(line: bytes, index: int, previous: str, public_key: bytes) -> Entry:
+def _further_keys(line: bytes) -> tuple[Key, ...]:
+    return read_keys(parse_line(line).body.get("also_signed_by"))
+
+
+def _verified(
+    line: bytes, index: int, keys: Sequence[Key], before: Sequence[Entry]
+) -> Entry:
     # 1
-    entry = _parse_line(line, index)
+    statement = open_line(line, keys)
     # 2
-    if entry.index != index:
-        raise LedgerError(index, f"this line says that it is entry {entry.index}")
-    if entry.previous != previous:
+    if statement.index != index:
+        raise LedgerError(index, f"this line says that it is entry {statement.index}")
+    if statement.previous != (before[-1].digest if before else GENESIS):
         raise LedgerError(index, "it does not follow the entry before it")
     # 3
-    content = _content(entry.index, entry.kind, entry.time, entry.body, entry.previous)
-    if sha256_hex(content) != entry.digest:
-        raise LedgerError(index, "the digest is not that of its content")
+    _check_time(statement.time)
+    body = parse_body(statement.kind, statement.body)
+    if (index == 0) != isinstance(body, StudyEntry):
+        raise LedgerError(index, "entry 0 is the study, and no other is")
     # 4
-    try:
-        verify_signature(public_key, LEDGER_ENTRY, content, _signature(entry))
-    except (ValueError, VerificationError) as error:
-        raise LedgerError(index, f"wrongly signed: {error}") from error
-    # 5
-    try:
-        _check_time(entry.time)
-        entry.parsed()
-    except ValueError as error:
-        raise LedgerError(index, str(error)) from error
-    return entry
+    study = str((before[0].body if before else statement.body)["study_digest"])
+    if statement.subjects != _subjects(study, body):
+        raise LedgerError(index, "it is not about the files that it names")
+    return _entry(statement, line)
 
 
-def _parse_line(line: bytes, index: int) -> Entry:
-    try:
-        value = parse_canonical(line)
-    except ValueError as error:
-        raise LedgerError(index, f"not canonical JSON: {error}") from error
-    if not isinstance(value, dict) or value.keys() != _FIELDS:
-        raise LedgerError(index, "the fields are not those of an entry")
-    if type(value["index"]) is not int or not isinstance(value["body"], dict):
-        raise LedgerError(index, "the index or the body has the wrong type")
-    texts = _FIELDS - {"index", "body"}
-    if any(not isinstance(value[name], str) for name in texts):
-        raise LedgerError(index, "a field that should be text is not")
-    return Entry(**value)
+def _subjects(study_digest: str, body: Body) -> Mapping[str, str]:
+    return {"study": study_digest, **body.files()}
 
 
-def _signature(entry: Entry) -> bytes:
-    signature = bytes.fromhex(entry.signature)
-    if signature.hex() != entry.signature:
-        raise ValueError("not lowercase hexadecimal")
-    return signature
+def _entry(statement: Statement, line: bytes) -> Entry:
+    return Entry(
+        index=statement.index,
+        kind=statement.kind,
+        time=statement.time,
+        body=statement.body,
+        previous=statement.previous,
+        digest=merkle.leaf_hash(line).hex(),
+    )
 
 
 class Ledger:
@@ -159,6 +193,7 @@ class Ledger:
     Args:
         path: The file; it is created when it does not exist.
         key: The coordinator's key; existing entries must be signed by it.
+        also: Who signs every entry beside the coordinator; entry 0 names them.
 
     Raises:
         LedgerError: An existing entry does not verify. Only an incomplete last
@@ -166,10 +201,15 @@ class Ledger:
         RunDirectoryError: Another process has the ledger open.
     """
 
-    def __init__(self, path: Path, key: CoordinatorKey) -> None:
+    def __init__(
+        self, path: Path, key: CoordinatorKey, also: Sequence[Signer] = ()
+    ) -> None:
         self._path = path
         self._key = key
+        further = sorted(also, key=lambda signer: signer.public_key.keyid)
+        self._signers: tuple[Signer, ...] = (CoordinatorSigner(key), *further)
         self._size = 0
+        self._lines: tuple[bytes, ...] = ()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         self._descriptor = os.open(path, flags, 0o644)
         try:
@@ -196,27 +236,52 @@ class Ledger:
         if os.fstat(self._descriptor).st_size != self._size:
             # A signal came between writing an entry and remembering it.
             self._entries = self._recover()
-        index = len(self._entries)
-        previous = head(self._entries[-1:])
         try:
-            _check_time(time)
-            parse_body(kind, body)
-            content = _content(index, kind, time, body, previous)
-        except ValueError as error:
-            raise LedgerError(index, f"not written: {error}") from error
-        fields = parse_canonical(content) | {
-            "digest": sha256_hex(content),
-            "signature": self._key.sign(LEDGER_ENTRY, content).hex(),
-        }
-        self._write(canonical_json(fields) + b"\n")
-        entry = Entry(**fields)
-        self._entries = (*self._entries, entry)
+            line = self._sealed(kind, body, time)
+        except (ValueError, VerificationError) as error:
+            raise LedgerError(len(self._lines), f"not written: {error}") from error
+        self._write(line + b"\n")
+        self._lines = (*self._lines, line)
+        self._entries = (*self._entries, _entry(parse_line(line), line))
         self._size = os.fstat(self._descriptor).st_size
-        return entry
+        return self._entries[-1]
+
+    def _sealed(self, kind: str, body: Mapping[str, Any], time: str) -> bytes:
+        _check_time(time)
+        parsed = parse_body(kind, body)
+        first = self._entries[0].body if self._entries else body
+        if (not self._entries) != isinstance(parsed, StudyEntry):
+            raise ValueError("entry 0 is the study, and no other is")
+        statement = Statement(
+            index=len(self._entries),
+            kind=kind,
+            time=time,
+            body=body,
+            previous=self._entries[-1].digest if self._entries else GENESIS,
+            subjects=_subjects(str(first["study_digest"]), parsed),
+        )
+        line = seal_line(statement, self._signers)
+        # A signer that signs wrongly is found before its line is on the disk.
+        keys = tuple(signer.public_key for signer in self._signers)
+        open_line(line, keys)
+        if self._entries or keys[1:] == _further_keys(line):
+            return line
+        raise ValueError("entry 0 does not name everybody who signs")
 
     def entries(self) -> tuple[Entry, ...]:
         """Everything recorded so far, in order."""
         return self._entries
+
+    def lines(self) -> tuple[bytes, ...]:
+        """The leaves of the tree: the lines of the file, without newlines."""
+        return self._lines
+
+    def checkpoint(self) -> Note:
+        """The tree's head with the coordinator's signature; needs entry 0."""
+        study = self._entries[0].parsed()
+        if not isinstance(study, StudyEntry):
+            raise LedgerError(0, "not a ledger of a run")
+        return sign_checkpoint(tree_head(self._lines, study), self._key)
 
     def close(self) -> None:
         """Let other processes have the file. Appending afterwards fails."""
@@ -253,7 +318,7 @@ class Ledger:
         if complete != len(data):
             os.ftruncate(self._descriptor, complete)
             os.fsync(self._descriptor)
-        self._size = complete
+        self._size, self._lines = complete, tuple(lines)
         return entries
 
     def _write(self, line: bytes) -> None:
@@ -266,13 +331,6 @@ class Ledger:
         except BaseException:
             os.ftruncate(self._descriptor, before)
             raise
-
-
-def _content(
-    index: int, kind: str, time: str, body: Mapping[str, Any], previous: str
-) -> bytes:
-    fields = {"index": index, "kind": kind, "time": time, "previous": previous}
-    return canonical_json(fields | {"body": dict(body)})
 
 
 def _check_time(text: str) -> None:

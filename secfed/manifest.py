@@ -2,14 +2,15 @@
 
 ``manifest.json`` is the canonical JSON of
 
-    {"coordinator_key": hex, "files": {path: sha256}, "format": 1,
-     "ledger_head": hex or null, "signature": hex, "study_digest": hex}
+    {"coordinator_key": hex, "files": {path: sha256}, "format": 2,
+     "signature": hex, "study_digest": hex}
 
 followed by a newline. It names every file below the run directory except itself
 and what stands in ``private/`` (also in ``arms/<arm>/private/`` and, in a grid, in
-``cells/<cell>/private/``). A comparison has no ledger of its own (``ledger_head``
-null) and names the files of its arms, their manifests included; a grid names those
-of its cells. The coordinator signs everything but the signature.
+``cells/<cell>/private/``). What the ledger's head is, its checkpoint says, which is one
+of the files. A comparison has no ledger of its own and names the files of its arms,
+their manifests included; a grid names those of its cells. The coordinator signs
+everything but the signature.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ _FIELDS = {
     "coordinator_key",
     "files",
     "format",
-    "ledger_head",
     "signature",
     "study_digest",
 }
+_FORMAT = 2
 _MAX_FILES = 100_000
 _MAX_DEPTH = 16
 _DIGITS = frozenset("0123456789abcdef")
@@ -57,7 +58,6 @@ class Manifest:
 
     study_digest: str
     coordinator_key: bytes
-    ledger_head: str | None
     files: Mapping[str, str]
 
 
@@ -78,9 +78,7 @@ def list_files(run_dir: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def write_manifest(
-    run_dir: Path, study_digest: str, ledger_head: str | None, key: CoordinatorKey
-) -> Manifest:
+def write_manifest(run_dir: Path, study_digest: str, key: CoordinatorKey) -> Manifest:
     """Name and sign what the run directory holds now; the last write of a run.
 
     The file appears whole or not at all, replacing an earlier manifest.
@@ -90,10 +88,9 @@ def write_manifest(
     """
     files = {name: file_sha256(path) for name, path in list_files(run_dir).items()}
     fields: dict[str, Any] = {
-        "format": 1,
+        "format": _FORMAT,
         "study_digest": study_digest,
         "coordinator_key": key.public_bytes.hex(),
-        "ledger_head": ledger_head,
         "files": files,
     }
     signature = key.sign(MANIFEST, canonical_json(fields))
@@ -126,7 +123,6 @@ def read_manifest(data: bytes) -> Manifest:
     return Manifest(
         study_digest=fields["study_digest"],
         coordinator_key=key,
-        ledger_head=fields["ledger_head"],
         files=fields["files"],
     )
 
@@ -135,15 +131,17 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not data.endswith(b"\n"):
         raise ValueError("the file does not end in a newline")
     fields = parse_canonical(data[:-1])
-    if not isinstance(fields, dict) or fields.keys() != _FIELDS:
+    if not isinstance(fields, dict):
+        raise ValueError("not an object")  # noqa: TRY004
+    if type(fields.get("format")) is not int or fields["format"] != _FORMAT:
+        raise ValueError(
+            f"format {fields.get('format')!r:.20}; this version reads format {_FORMAT}"
+        )
+    if fields.keys() != _FIELDS:
         raise ValueError("the fields are not those of a manifest")
-    if type(fields["format"]) is not int or fields["format"] != 1:
-        raise ValueError("unknown format; this version reads format 1")
     _require_hex("study_digest", fields["study_digest"], 64)
     _require_hex("coordinator_key", fields["coordinator_key"], 64)
     _require_hex("signature", fields["signature"], 128)
-    if fields["ledger_head"] is not None:
-        _require_hex("ledger_head", fields["ledger_head"], 64)
     if not isinstance(fields["files"], dict):
         raise ValueError("'files' is not an object")  # noqa: TRY004
     for name, value in fields["files"].items():

@@ -3,7 +3,8 @@
 What the signature proves: the holder of this key wrote these bytes for this
 purpose. It does not prove that what they say is true, nor that a site added
 noise. Every use of the key has its own label, so that a signature made for one
-purpose is never valid for another.
+purpose is never valid for another; formats of others that say at their head what they
+are (DSSE envelopes, checkpoints) are signed as those formats prescribe.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ __all__ = [
     "APPROVAL",
     "BUNDLE",
     "KEY_REQUEST",
-    "LEDGER_ENTRY",
     "MANIFEST",
     "ORDER",
     "RECORD",
+    "RELEASE",
+    "RELEASE_APPROVAL",
+    "RELEASE_REQUEST",
     "ROSTER",
     "WITHDRAWAL",
     "CoordinatorKey",
@@ -42,7 +45,6 @@ __all__ = [
     "verify_signature",
 ]
 
-LEDGER_ENTRY = "secfed/ledger-entry/1"
 MANIFEST = "secfed/manifest/1"
 ROSTER = "secfed/roster/1"
 KEY_REQUEST = "secfed/key-request/1"
@@ -52,9 +54,11 @@ APPROVAL = "secfed/approval/1"
 WITHDRAWAL = "secfed/approval-withdrawal/1"
 BUNDLE = "secfed/bundle/1"
 RECORD = "secfed/operations-record/1"
+RELEASE = "secfed/release/1"
+RELEASE_REQUEST = "secfed/release-request/1"
+RELEASE_APPROVAL = "secfed/release-approval/1"
 _LABELS = frozenset(
     {
-        LEDGER_ENTRY,
         MANIFEST,
         ROSTER,
         KEY_REQUEST,
@@ -64,8 +68,15 @@ _LABELS = frozenset(
         WITHDRAWAL,
         BUNDLE,
         RECORD,
+        RELEASE,
+        RELEASE_REQUEST,
+        RELEASE_APPROVAL,
     }
 )
+
+# No label's length is written with these first two bytes, so that no text is ever
+# taken for a labelled message.
+_OWN_HEADS = (b"DSSEv1 ", b"secfed-log/")
 
 _SECRET_BYTES = 32
 _PUBLIC_BYTES = 32
@@ -94,6 +105,16 @@ class CoordinatorKey:
             ValueError: The label is not one of this module's.
         """
         return self._secret.sign(framed(label, message))
+
+    def sign_text(self, text: bytes) -> bytes:
+        """Sign a text that says at its head what it is; 64 bytes.
+
+        Raises:
+            ValueError: It is neither DSSE's encoding nor a checkpoint of a log.
+        """
+        if not text.startswith(_OWN_HEADS):
+            raise ValueError("only DSSE encodings and checkpoints are signed as such")
+        return self._secret.sign(text)
 
     def fingerprint(self) -> str:
         """The SHA-256 of the public key, which people compare and pin."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from secfed.canonical import parse_json, sha256_hex
+from secfed.canonical import sha256_hex
 from secfed.entries import (
     Body,
     EvaluationEntry,
@@ -26,7 +26,7 @@ from secfed.entries import (
     TeacherCosts,
 )
 from secfed.errors import LedgerError, PolicyError
-from secfed.ledger import split_lines, verify_entries
+from secfed.ledger import signer_of, split_lines, verify_entries
 from secfed.privacy import accounting
 from secfed.privacy.plan import PrivacyPlan
 from secfed.study import Study
@@ -117,11 +117,8 @@ def read_teacher_run(data: bytes, study: Study) -> TeacherRun:
 
 def _bodies(data: bytes) -> list[Body]:
     lines = split_lines(data)
-    try:
-        key = bytes.fromhex(parse_json(lines[0])["body"]["coordinator_key"])
-    except (IndexError, ValueError, KeyError, TypeError) as error:
-        raise LedgerError(0, "not a ledger of a run") from error
-    bodies = [entry.parsed() for entry in verify_entries(lines, key)]
+    entries = verify_entries(lines, signer_of(lines))
+    bodies = [entry.parsed() for entry in entries]
     if len(bodies) < _LEAST:
         raise PolicyError(f"{_REFUSED}that run has not released anything")
     return bodies
@@ -143,10 +140,6 @@ def _spent(
     first: StudyEntry, plan: PlanEntry, rounds: Sequence[Body]
 ) -> dict[str, tuple[TeacherCharge, ...]]:
     """Each site's charges; a teacher's own private teacher comes first."""
-    if first.run_id is None:
-        raise PolicyError(
-            f"{_REFUSED}its ledger names no run to charge; an older secfed wrote it"
-        )
     found: defaultdict[str, list[TeacherCharge]] = defaultdict(list)
     for site, charges in (plan.teacher.spent if plan.teacher else {}).items():
         found[site] += charges

@@ -22,6 +22,8 @@ from secfed.cli.model import app as model_app
 from secfed.cli.operations import app as operations_app
 from secfed.cli.output import SecfedGroup, tell
 from secfed.cli.policies import policy_app
+from secfed.cli.release import app as release_app
+from secfed.cli.release import contributions
 
 __all__ = ["app", "main"]
 
@@ -76,6 +78,8 @@ app.add_typer(model_app, name="model")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(operations_app, name="operations")
 app.command("strategies")(methods.strategies)
+app.add_typer(release_app, name="release")
+app.command("contributions")(contributions)
 app.command("verify")(evidence.verify)
 app.command("version")(evidence.version)
 

@@ -15,7 +15,7 @@ from secfed.errors import VerificationError
 if TYPE_CHECKING:
     from secfed.verify import VerificationReport
 
-__all__ = ["report", "show_verification", "trusted", "verify", "version"]
+__all__ = ["report", "show_checks", "show_verification", "trusted", "verify", "version"]
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
@@ -68,19 +68,57 @@ def verify(
             help="The coordinator's key, known from elsewhere than the directory.",
         ),
     ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=FINGERPRINT",
+            help="A site's key, known from elsewhere: it has to have cosigned.",
+        ),
+    ] = None,
+    seen: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A checkpoint kept elsewhere, which the ledger has to extend.",
+        ),
+    ] = None,
+    approver: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FINGERPRINT",
+            help="Of a release: a person who may approve it; once for each.",
+        ),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run or a grid offline: files, signatures, hash chain, recomputed epsilon.
+    """Check a run, a grid or a release offline: signatures, witnesses, epsilon anew.
 
     Without --trust the answer is UNPINNED: anyone could have written the files.
 
     Example: secfed verify runs/my-demo --trust 9f86d081...
     """
+    from secfed.gate.layout import is_release  # noqa: PLC0415
     from secfed.verify import verify_run  # noqa: PLC0415
 
-    result = verify_run(run, trusted(trust))
+    pins = dict(_pin(text) for text in witness or ())
+    people = [_fingerprint(text, "--approver") for text in approver or ()]
+    if is_release(run):
+        from secfed.gate.verification import verify_release  # noqa: PLC0415
+
+        result = verify_release(
+            run, trusted(trust), people, witnesses=pins, seen=seen or ()
+        )
+    elif people:
+        raise click.BadParameter("belongs to a release", param_hint="--approver")
+    else:
+        result = verify_run(run, trusted(trust), witnesses=pins, seen=seen or ())
     show_verification(result, as_json=as_json)
+
+
+def _pin(text: str) -> tuple[str, str]:
+    site, _, pin = text.partition("=")
+    return site, _fingerprint(pin, "--witness")
 
 
 def version(*, as_json: AsJson = False) -> None:
@@ -102,12 +140,16 @@ def trusted(fingerprint: str | None) -> str | None:
     Raises:
         click.BadParameter: It is no fingerprint.
     """
+    return None if fingerprint is None else _fingerprint(fingerprint, "--trust")
+
+
+def _fingerprint(text: str, option: str) -> str:
     from secfed.signing import parse_fingerprint  # noqa: PLC0415
 
     try:
-        return None if fingerprint is None else parse_fingerprint(fingerprint)
+        return parse_fingerprint(text)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--trust") from error
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def show_verification(result: VerificationReport, *, as_json: bool) -> None:
@@ -120,13 +162,13 @@ def show_verification(result: VerificationReport, *, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json())
     else:
-        _show_checks(result)
+        show_checks(result)
     if result.passed:
         return
     if as_json:
         raise typer.Exit(VerificationError.exit_code)
     failures = result.failures()
-    what = "bundle" if result.kind == "bundle" else "run"
+    what = result.kind if result.kind in {"bundle", "release"} else "run"
     raise VerificationError(
         f"{result.path}: {len(failures)} of the checks failed, the first is "
         f"{failures[0].name!r}: {failures[0].reason}. Do not use this {what}; get the "
@@ -134,7 +176,8 @@ def show_verification(result: VerificationReport, *, as_json: bool) -> None:
     )
 
 
-def _show_checks(result: VerificationReport, name: str = "") -> None:
+def show_checks(result: VerificationReport, name: str = "") -> None:
+    """Print every check, and whose signature it is."""
     prefix = f"{name}, " if name else ""
     if name:
         show("", Text(name, style="bold"))
@@ -146,7 +189,7 @@ def _show_checks(result: VerificationReport, name: str = "") -> None:
         show(line)
     part = "cell" if result.kind == "grid" else "arm"
     for child in result.arms:
-        _show_checks(child, f"{prefix}{part} {Path(child.path).name}")
+        show_checks(child, f"{prefix}{part} {Path(child.path).name}")
     if not name:
         _show_pin(result)
 

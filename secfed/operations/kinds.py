@@ -47,7 +47,7 @@ INCIDENTS: Final = (
 _PHASES: Final = (
     *("adapter", "advertise", "shares", "training", "masked-input", "confirm"),
     *("unmask", "advertise keys", "share keys", "local training", "masked input"),
-    *("confirm survivors", "evaluation on held-back records"),
+    *("confirm survivors", "evaluation on held-back records", "witness"),
 )
 _MAX_ROUND: Final = 1_000_000
 _STEPS: Final = (50, 80, 100)

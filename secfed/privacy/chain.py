@@ -93,6 +93,7 @@ class Charge:
         reserved_at: In UTC.
         head: What the ledger names, so that a rolled-back budget is noticed.
         unit: The study's own unit; None in entries from before it was kept.
+        replaces: The head that was lost, where a reconciliation charged it again.
     """
 
     reservation: int
@@ -106,6 +107,7 @@ class Charge:
     reserved_at: str
     head: str
     unit: Unit | None = None
+    replaces: str | None = None
 
     @property
     def cost(self) -> DpEvent:
@@ -266,11 +268,12 @@ def _reserve(tally: _Tally, link: Link) -> None:
         reserved_at=str(entry["at"]),
         head=link.head,
         unit=_known_unit(entry.get("unit")),
+        replaces=str(entry["replaces"]) if entry.get("replaces") else None,
     )
     accounting.group_event(charge.event, charge.group)  # It has a cost.
     tally.charges[link.sequence] = charge
-    if entry.get("replaces"):
-        tally.heads.add(str(entry["replaces"]))
+    if charge.replaces is not None:
+        tally.heads.add(charge.replaces)
 
 
 def _known_unit(value: object) -> Unit | None:

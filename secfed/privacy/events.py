@@ -152,19 +152,24 @@ def event_from_json(value: object) -> DpEvent:
 def _parse(value: object) -> DpEvent:
     match value:
         case {"event": "gaussian", "noise_multiplier": noise, **rest} if not rest:
-            return dp_accounting.GaussianDpEvent(noise)
+            return dp_accounting.GaussianDpEvent(_real(noise))
         case {
             "event": "poisson-sampled",
             "sampling_probability": probability,
             "of": part,
             **rest,
         } if not rest:
-            return dp_accounting.PoissonSampledDpEvent(probability, _parse(part))
+            return dp_accounting.PoissonSampledDpEvent(_real(probability), _parse(part))
         case {"event": "self-composed", "count": count, "of": part, **rest} if not rest:
             return dp_accounting.SelfComposedDpEvent(_parse(part), count)
         case {"event": "composed", "of": list(parts), **rest} if not rest:
             return dp_accounting.ComposedDpEvent([_parse(part) for part in parts])
     raise PlanError(f"not a privacy event that this version knows: {value!r:.200}")
+
+
+def _real(value: Any) -> Any:
+    """JSON knows one kind of number; JCS writes 1.0 as 1."""
+    return float(value) if type(value) is int else value
 
 
 def merge(events: Iterable[DpEvent]) -> Merged:

@@ -195,7 +195,13 @@ class PrivacyPlan:
         names = {field.name for field in fields(cls)}
         if wrong := sorted(map(str, names ^ value.keys())):
             raise PlanError(f"keys of a plan unknown or missing: {', '.join(wrong)}")
-        return cls(**value)
+        # JSON knows one kind of number; JCS writes 1.0 as 1.
+        reals = {
+            name: float(value[name])
+            for name in (*_REALS, "clip_gamma")
+            if type(value[name]) is int
+        }
+        return cls(**{**value, **reals})
 
 
 _COUNTS = (

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from secfed import canonical
-from secfed.errors import RunDirectoryError
+from secfed.errors import RunDirectoryError, VerificationError
+from secfed.ledger import signer_of
 from secfed.report.measures import score_part
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, Comparison, Source
 from secfed.signing import fingerprint
@@ -109,9 +110,9 @@ def _fingerprint(arm_dir: Path) -> str | None:
         return None
     try:
         with path.open("rb") as file:
-            entry = canonical.parse_json(file.readline())
-        return fingerprint(bytes.fromhex(entry["body"]["coordinator_key"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            line = file.readline().removesuffix(b"\n")
+        return fingerprint(signer_of([line]))
+    except (OSError, VerificationError) as error:
         raise RunDirectoryError(
             f"{path}: the first entry cannot be read: {error}"
         ) from error

@@ -24,6 +24,7 @@ from secfed.runtime.kept import KeptTensors
 from secfed.runtime.receipts import evaluation_run, keep_receipt, read_receipts
 from secfed.runtime.setup import Prepared, open_budget, site_identities
 from secfed.runtime.teaching import charge_teacher
+from secfed.runtime.witnesses import witness_vkeys
 from secfed.study import Study
 
 __all__ = ["Accounts", "Charged", "LocalSites", "earlier_epsilon"]
@@ -54,6 +55,10 @@ class Accounts(Protocol):
     @property
     def identities(self) -> Mapping[str, bytes]:
         """Every site's public identity key, 32 bytes."""
+
+    @property
+    def witnesses(self) -> dict[str, str] | None:
+        """Every site's verifier key; None where sites cosign with their identities."""
 
     @property
     def earlier(self) -> Mapping[str, float] | None:
@@ -122,6 +127,7 @@ class LocalSites:
         }
         self.plans = dict(prepared.plans)
         self.identities = {name: key.public_bytes for name, key in keys.items()}
+        self.witnesses = witness_vkeys(study, private_dir, keys)
         self.budgets = {
             name: open_budget(
                 study, policy, private_dir, name, prepared.fingerprints[name]

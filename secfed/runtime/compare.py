@@ -123,7 +123,7 @@ def _compared(
     write_csv(comparison, run_dir / "comparison.csv")
     build_report(run_dir)
     key = load_or_create(private / "coordinator.key")
-    write_manifest(run_dir, study.digest(), None, key)
+    write_manifest(run_dir, study.digest(), key)
     return comparison
 
 

@@ -20,6 +20,7 @@ from secfed.errors import (
     TooFewSitesError,
     VerificationError,
 )
+from secfed.notes import NoteSignature
 from secfed.runtime.cohorts import Cohorts
 from secfed.runtime.envelope import (
     ACCEPTED,
@@ -48,10 +49,12 @@ from secfed.runtime.sessions import (
     terms_of,
 )
 from secfed.runtime.setup import Prepared
+from secfed.runtime.witnesses import Asked, OfferFrom
 from secfed.server import SecureSum
 from secfed.signing import CoordinatorKey
 from secfed.strategies.base import ServerState
 from secfed.types import Adapter
+from secfed.witness import read_answer
 
 __all__ = ["Deadlines", "RemoteSites"]
 
@@ -96,6 +99,9 @@ class RemoteSites:
     deadlines: Deadlines
     progress: Progress
     revoked: tuple[str, ...] = ()
+    # How much of the ledger each site has cosigned, as far as this process knows.
+    _seen: dict[str, int] = field(default_factory=dict, init=False)
+    _round: int = field(default=1, init=False)
 
     def play(self, before: ServerState, round_number: int) -> RoundResult:
         """One round, from the adapter that is sent to the opened sum.
@@ -106,6 +112,7 @@ class RemoteSites:
             TooFewSitesError: Before anything was asked; the round can be tried again.
             RoundAbortedError: Too few sites were left; nothing was learned.
         """
+        self._round = round_number
         terms = terms_of(
             self.arm.study,
             self.accounts.plans,
@@ -192,6 +199,28 @@ class RemoteSites:
         del before, played, round_number
         return None
 
+    def cosign(self, offer_from: OfferFrom) -> Asked:
+        """Show the ledger to every site; ask again whoever remembers another size."""
+        found: dict[str, NoteSignature] = {}
+        trusted = sorted(set(self.accounts.identities) - set(self.revoked))
+        asked = {site: self._seen.get(site, 0) for site in trusted}
+        for _ in range(2):
+            offers = {site: offer_from(size) for site, size in asked.items()}
+            bodies = {site: offer.to_bytes() for site, offer in offers.items()}
+            asked = {}
+            for site, answer in _Away(self, Task(self._round), _anybody).witness(
+                bodies
+            ):
+                if isinstance(answer, int):
+                    asked[site] = answer
+                    continue
+                found[site] = answer
+                offer = offers[site]
+                self._seen[site] = offer.old_size + len(offer.lines)
+            if not asked:
+                break
+        return found
+
     def send_final(self, adapter: bytes) -> tuple[str, ...]:
         """Give every site the adapter of the last round; returns who has it."""
         last = Task(self.arm.study.training.rounds + 1)
@@ -220,6 +249,16 @@ class _Away:
         trusted = set(names) - set(self.sites.revoked)
         orders = dict.fromkeys(sorted(trusted), broadcast)
         return tuple(sorted(site for site, _ in self._ask("adapter", orders)))
+
+    def witness(
+        self, bodies: Mapping[str, bytes]
+    ) -> Iterator[tuple[str, NoteSignature | int]]:
+        """Offer the ledger; yields cosignatures, or where a site's memory ends."""
+        for site, body in self._ask("witness", bodies):
+            try:
+                yield site, read_answer(body)
+            except VerificationError as error:
+                self.sites.progress.note(f"{site}: {error}")
 
     def collect(
         self,

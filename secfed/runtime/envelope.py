@@ -38,6 +38,7 @@ ORDERS: Final = (
     "masked-input",
     "confirm",
     "unmask",
+    "witness",
 )
 """Everything that a site can be asked, in the order of a round."""
 

@@ -117,7 +117,7 @@ def run_grid(
         failed = {c["name"]: str(c["reason"]) for c in done if c["status"] == "failed"}
         if failed:
             raise CellsFailedError(run_dir, failed, len(cells))
-        write_manifest(run_dir, study.digest(), None, key)
+        write_manifest(run_dir, study.digest(), key)
     return grid
 
 

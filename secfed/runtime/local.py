@@ -31,6 +31,7 @@ from secfed.runtime.scores import mean_scores, scores_of
 from secfed.runtime.setup import Prepared, prepare
 from secfed.runtime.site_training import contribute, view_of
 from secfed.runtime.watching import budget_alarms, watched
+from secfed.runtime.witnesses import Asked, LocalWitnesses, OfferFrom
 from secfed.signing import load_or_create
 from secfed.strategies import check_maskable, check_ranks, strategy_of
 from secfed.strategies.base import ServerState, Strategy
@@ -93,7 +94,16 @@ def run_arm(
     charged = f"{run_id}/{arm.name}"
     local = LocalSites(arm.study, prepared, private_dir, charged, policy, arm.name)
     with ArmRecord(arm, prepared, arm_dir, charged, local, key) as record:
-        player = _Here(arm, prepared, strategy, record, local, progress)
+        witnesses = LocalWitnesses(
+            arm.study,
+            private_dir,
+            charged,
+            key.public_bytes,
+            {name: site.identity for name, site in local.sites.items()},
+            local.budgets,
+            progress.note,
+        )
+        player = _Here(arm, prepared, strategy, record, local, witnesses, progress)
         result = run_rounds(record, prepared, strategy, player, arm_dir, progress)
     if policy.budget_dir is not None:
         for site, budget in local.budgets.items():
@@ -111,6 +121,7 @@ class _Here:
     strategy: Strategy
     record: ArmRecord
     local: LocalSites
+    witnesses: LocalWitnesses
     progress: Progress
 
     def play(self, before: ServerState, round_number: int) -> RoundResult:
@@ -162,6 +173,10 @@ class _Here:
             self.arm.name,
             self.progress,
         )
+
+    def cosign(self, offer_from: OfferFrom) -> Asked:
+        """Every site of this process, each with its own memory."""
+        return self.witnesses.cosign(offer_from)
 
     def scores(self, after: ServerState) -> dict[str, Any]:
         """Of the global adapter, or the mean over the sites' own models."""

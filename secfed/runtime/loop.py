@@ -18,6 +18,7 @@ from secfed.runtime.record import ArmRecord
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.scores import scores_of
 from secfed.runtime.setup import Prepared
+from secfed.runtime.witnesses import Asked, OfferFrom
 from secfed.strategies import trained_names
 from secfed.strategies.base import ServerState, Strategy
 
@@ -42,6 +43,9 @@ class Player(Protocol):
                 left; nothing was learned, and what was reserved is spent.
         """
 
+    def cosign(self, offer_from: OfferFrom) -> Asked:
+        """Show the ledger to the sites; what those that agree give."""
+
     def scores(self, after: ServerState) -> dict[str, Any]:
         """Of the global adapter, or the mean over the sites' own models."""
 
@@ -62,9 +66,10 @@ def run_rounds(
     """Run what is missing of an arm; ``record`` is open.
 
     1. settle what an interruption left;
-    2. for each remaining round: train, sum, apply, score, commit; then evaluate on
-       held-back records, where the study asks for it;
-    3. write the statement, the release, the report and the manifest.
+    2. for each remaining round: train, sum, apply, score, commit; show the sites the
+       ledger; then evaluate on held-back records, where the study asks for it;
+    3. when enough sites have cosigned, write the statement, the release, the report
+       and the manifest.
 
     Returns:
         The arm's object of ``comparison.json``.
@@ -76,15 +81,19 @@ def run_rounds(
         progress.note(sentence)
     state = record.recover(start, scores_of(prepared, start.adapter), progress)
     # 2
-    rounds = record.arm.study.training.rounds
+    rounds, cosigning = record.arm.study.training.rounds, record.cosigning(progress)
     for round_number in range(record.next_round, rounds + 1):
         evaluate_due(record, player, state, progress)
         progress.round(record.arm.name, round_number, rounds)
         state = _play(record, strategy, player, state, round_number, progress)
+        if round_number < rounds:
+            cosigning.gather(player.cosign)
     evaluate_due(record, player, state, progress)
     # 3
     if not record.released:
+        cosigning.require(player.cosign, record.arm.study)
         record.release(state.adapter)
+    cosigning.require(player.cosign, record.arm.study)
     if not (arm_dir / "report.html").exists():  # a crash may have come between
         build_report(arm_dir)
     record.seal()

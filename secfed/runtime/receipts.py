@@ -12,21 +12,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from secfed.canonical import canonical_json, parse_json
-from secfed.errors import RunDirectoryError
-from secfed.ledger import Entry, split_lines, verify_entries
-from secfed.privacy.budget import Receipt
+from secfed.canonical import canonical_json
+from secfed.errors import LedgerError, RunDirectoryError
+from secfed.ledger import Entry, signer_of, split_lines, verify_entries
+from secfed.privacy.budget import Budget, Charge, Receipt
 from secfed.privacy.salvage import Salvage, salvage
 from secfed.runtime.directory import read_lines, write_atomically
 
 __all__ = [
+    "Reservation",
     "evaluation_run",
     "is_evaluation",
     "keep_receipt",
     "read_receipts",
     "receipts_of_run",
     "reconcile",
+    "reservations",
 ]
+
+Reservation = tuple[str, int, str]
+"""The run and arm, the round, and the budget's head after it was reserved."""
 
 _EVALUATION = "+evaluation"
 _LEDGERS = ("ledger.jsonl", "arms/*/ledger.jsonl")
@@ -65,6 +70,20 @@ def read_receipts(private_dir: Path, site: str) -> tuple[Receipt, ...]:
         return tuple(Receipt(**line) for line in read_lines(path))
     except (ValueError, TypeError) as error:
         raise RunDirectoryError(f"{path}: not a file of receipts: {error}") from error
+
+
+def reservations(private_dir: Path, site: str, budget: Budget) -> list[Reservation]:
+    """Everything that a site itself knows it reserved, of all runs.
+
+    A crash may have come between the budget and the receipt, and a reconciliation
+    charges what the budget had lost under a new head.
+    """
+    charges = budget.history()
+    known: list[Receipt | Charge] = [*read_receipts(private_dir, site), *charges]
+    return [
+        *((held.run_id, held.round, held.head) for held in known),
+        *((c.run_id, c.round, c.replaces) for c in charges if c.replaces is not None),
+    ]
 
 
 def reconcile(budget: Path, runs: Sequence[Path]) -> Salvage:
@@ -112,8 +131,8 @@ def _of_ledger(path: Path, site: str) -> list[Receipt]:
 
 
 def _receipt(path: Path, entry: Entry, site: str, study: Any, unit: Any) -> Receipt:
-    head, run_id = entry.body.get("budget_heads", {}).get(site), study.get("run_id")
-    if head is None or run_id is None:
+    head, run_id = entry.body.get("budget_heads", {}).get(site), study["run_id"]
+    if head is None:
         raise RunDirectoryError(
             f"{path}: this ledger does not name its sites' budgets, so nothing can be "
             "reconciled with it; an older secfed wrote it"
@@ -133,9 +152,9 @@ def _receipt(path: Path, entry: Entry, site: str, study: Any, unit: Any) -> Rece
 
 def _key_of(path: Path, lines: Sequence[bytes]) -> bytes:
     try:
-        return bytes.fromhex(parse_json(lines[0])["body"]["coordinator_key"])
-    except (IndexError, ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"{path}: not a ledger of a run") from error
+        return signer_of(lines)
+    except LedgerError as error:
+        raise RunDirectoryError(f"{path}: {error}") from error
 
 
 def _receipts_path(private_dir: Path, site: str) -> Path:

@@ -33,7 +33,7 @@ from secfed.entries import (
     TeacherCosts,
 )
 from secfed.errors import RunDirectoryError
-from secfed.ledger import Entry, Ledger
+from secfed.ledger import LEDGER_NAME, Entry, Ledger
 from secfed.manifest import write_manifest
 from secfed.models import PACKAGES
 from secfed.privacy import accounting
@@ -41,6 +41,7 @@ from secfed.release import save_release
 from secfed.report.measures import score_part
 from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.runtime.accounts import Accounts, Charged
+from secfed.runtime.cosigning import Cosigning
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
 from secfed.runtime.evaluations import EvaluationResult
@@ -106,7 +107,7 @@ class ArmRecord:
         self._metrics = arm_dir / "metrics.jsonl"
         (arm_dir / "adapters").mkdir(parents=True, exist_ok=True)
         self._key = key
-        self._ledger = Ledger(arm_dir / "ledger.jsonl", key)
+        self._ledger = Ledger(arm_dir / LEDGER_NAME, key)
 
     def __enter__(self) -> Self:
         return self
@@ -319,10 +320,15 @@ class ArmRecord:
         )
         self._ledger.append("release", body.to_body(), _now())
 
+    def cosigning(self, progress: Progress) -> Cosigning:
+        """The ledger's tree head, and how sites are asked to cosign it."""
+        return Cosigning(
+            self._ledger, self._key.public_bytes, self._directory, progress
+        )
+
     def seal(self) -> None:
         """Name and sign every file of the arm; the last write."""
-        head = self._ledger.entries()[-1].digest
-        write_manifest(self._directory, self.arm.study.digest(), head, self._key)
+        write_manifest(self._directory, self.arm.study.digest(), self._key)
 
     def summary(self, trainable: int) -> dict[str, Any]:
         """The arm's object of ``comparison.json``; ``trainable`` numbers at a site."""
@@ -393,6 +399,7 @@ class ArmRecord:
             suite=study.secagg.suite_number,
             initial_adapter_sha256=file_sha256(self._adapter_path(0)),
             teacher=self._keep_teacher(),
+            witnesses=self.accounts.witnesses,
             deployed=True if self.accounts.elsewhere else None,
         )
         self._ledger.append("plan", plan.to_body(), _now())

@@ -93,6 +93,11 @@ class RemoteAccounts:
                 raise RunDirectoryError(f"{path}: damaged: {error}") from error
 
     @property
+    def witnesses(self) -> None:
+        """Sites cosign with the identities that the roster pins."""
+        return
+
+    @property
     def earlier(self) -> None:
         """A site does not tell the coordinator what else it spent."""
         return

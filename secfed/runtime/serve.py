@@ -57,6 +57,13 @@ def check_deployable(study: Study, *, rehearsal: bool) -> Strategy:
             f"{strategy.name} leaves models at the sites, and a deployment cannot "
             "score them yet; run it with `secfed run`",
         )
+    if study.ledger is not None and study.ledger.cosignatures != "ed25519":
+        raise StudyError(
+            where,
+            "ledger.cosignatures",
+            "a roster pins each site's Ed25519 identity only, and sites cosign with "
+            "that in a deployment; run it with `secfed run`",
+        )
     return strategy
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from protocols.errors import ProtocolError
 from protocols.keys import SigningKey
 from secfed.adapters import adapter_from_bytes
+from secfed.checkpoints import Cosigner, log_key, log_origin, witness_key
 from secfed.client import (
     BudgetGuard,
     Contribution,
@@ -34,6 +35,7 @@ from secfed.errors import (
     PolicyError,
     RunDirectoryError,
     SecfedError,
+    StaleOfferError,
     VerificationError,
 )
 from secfed.operations import left
@@ -51,7 +53,12 @@ from secfed.runtime.envelope import (
 )
 from secfed.runtime.evaluations import count_of
 from secfed.runtime.kept import KeptTensors
-from secfed.runtime.receipts import is_evaluation, keep_receipt, read_receipts
+from secfed.runtime.receipts import (
+    is_evaluation,
+    keep_receipt,
+    read_receipts,
+    reservations,
+)
 from secfed.runtime.record import Arm
 from secfed.runtime.roster import Roster
 from secfed.runtime.sessions import (
@@ -72,9 +79,11 @@ from secfed.runtime.site_training import contribute
 from secfed.runtime.teaching import charge_teacher
 from secfed.runtime.watching import budget_alarms
 from secfed.runtime.withdrawal import require_participating
+from secfed.runtime.witnesses import inspection, witness_folder
 from secfed.strategies import strategy_of
 from secfed.strategies.base import ServerState
 from secfed.types import Adapter
+from secfed.witness import Offer, Witness, answer_bytes
 
 __all__ = ["SiteWorker"]
 
@@ -257,6 +266,8 @@ class SiteWorker:
         require_participating(self._state_dir, order.study)
         if order.phase == "adapter":
             return self._take_adapter(order, body)
+        if order.phase == "witness":
+            return self._cosign(order, body)
         session = self._session
         if session is None or not session.serves(order):
             raise RunDirectoryError(
@@ -307,6 +318,34 @@ class SiteWorker:
         due = study.evaluation.due(study.training.rounds) if study.evaluation else ()
         if order.round not in due or self._site.evaluation is None:
             raise RunDirectoryError(f"the study has no {named(order)} of this site")
+
+    def _cosign(self, order: Order, body: bytes) -> bytes:
+        """Check what the ledger says since this site looked last, and cosign it."""
+        witness = self._witness(order.run_id)
+        try:
+            line = witness.cosign(Offer.from_bytes(body), int(time.time()))
+        except StaleOfferError as stale:
+            return answer_bytes(stale.size)
+        self._say(f"cosigned the ledger's {witness.size} entries")
+        return answer_bytes(line)
+
+    def _witness(self, run_id: str) -> Witness:
+        """This site's memory of one run's ledger."""
+        study, key = self._roster.study, self._roster.coordinator_key
+        origin = log_origin(study.digest(), run_id)
+        name, identity = self._site.name, self._identity
+        return Witness(
+            witness_folder(self._state_dir / "sites" / name, origin),
+            log_key(origin, key),
+            Cosigner(witness_key(name, identity.public_bytes), identity.sign),
+            inspection(
+                study,
+                key,
+                name,
+                run_id,
+                partial(reservations, self._state_dir, name, self._budget),
+            ),
+        )
 
     def _advertise(self, session: Session) -> bytes:
         """Single-use from here on: the round is noted before anything is reserved."""

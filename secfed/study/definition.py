@@ -25,6 +25,7 @@ from secfed.study.sections import (
     AdapterSection,
     CompareSection,
     DataSection,
+    LedgerSection,
     ModelSection,
     PrivacySection,
     SecaggSection,
@@ -64,6 +65,7 @@ class Study(Table):
     compare: CompareSection | None = None
     distillation: DistillationSection | None = None
     evaluation: EvaluationSection | None = None
+    ledger: LedgerSection | None = None
 
     @property
     def name(self) -> str:
@@ -113,6 +115,10 @@ class Study(Table):
         self._check_cohort()
         self._check_units()
         self._check_nominal_units()
+        if self.ledger is not None and (self.ledger.witnesses or 1) > len(self.sites):
+            raise ContradictionError(
+                "ledger.witnesses", f"there are {len(self.sites)} sites"
+            )
         for site in self.adapter.ranks or {}:
             if site not in self.sites:
                 raise ContradictionError(

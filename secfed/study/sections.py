@@ -35,6 +35,7 @@ __all__ = [
     "DataSection",
     "Dropout",
     "HoldoutSection",
+    "LedgerSection",
     "ModelSection",
     "PartitionSection",
     "PrivacySection",
@@ -634,6 +635,16 @@ class SimulationSection(Table):
         places = tuple((dropout.round, dropout.site) for dropout in self.dropouts)
         _require_unique("dropouts", places)
         return self
+
+
+class LedgerSection(Table):
+    """``[ledger]``: how many sites cosign the record of a run, and with what.
+
+    ``witnesses`` None asks for as many as the secure sum's threshold.
+    """
+
+    witnesses: Count | None = None
+    cosignatures: Literal["ed25519", "ml-dsa-44"] = "ed25519"
 
 
 class CompareSection(Table):

@@ -42,8 +42,8 @@ class VerificationReport:
 
     Attributes:
         path: The directory as given.
-        kind: ``run``, ``comparison``, ``grid``, ``bundle``, or ``unknown`` where that
-            cannot be told.
+        kind: ``run``, ``comparison``, ``grid``, ``bundle``, ``release``,
+            ``candidate`` (for a release), or ``unknown`` where that cannot be told.
         fingerprint: Of the key that signed the manifest; None without one.
         pinned: The signer's fingerprint was given and is this one. Without it
             the directory only agrees with itself, and anybody could have

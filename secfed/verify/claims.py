@@ -149,14 +149,10 @@ def check_teacher(bundle: Bundle, story: Story, study: Study) -> str:
 
 def check_adapters(story: Story, manifest: Manifest) -> str:
     """The adapters of rounds and release are the files that the ledger means."""
-    expected = {
-        "adapter/adapter_model.safetensors": story.release.adapter_sha256,
-        "adapter/adapter_config.json": story.release.config_sha256,
-        "statement.json": story.release.statement_sha256,
-        "adapters/round-000.safetensors": story.plan.initial_adapter_sha256,
-    }
-    for entry in story.completed():
-        expected[f"adapters/round-{entry.round:03d}.safetensors"] = entry.adapter_sha256
+    entries = (story.plan, *story.completed(), story.release)
+    expected: dict[str, str] = {}
+    for entry in entries:
+        expected |= entry.files() if entry is not None else {}
     for name, value in expected.items():
         if manifest.files.get(name) != value:
             raise VerificationError(f"{name}: not the file that the ledger records")
@@ -307,8 +303,8 @@ def difference(left: Any, right: Any) -> str | None:
         pairs = [
             (f"[{i}]", *both) for i, both in enumerate(zip(left, right, strict=True))
         ]
-    elif isinstance(right, float) and type(left) in {int, float}:
-        return None if _close(float(left), right) else ""
+    elif {type(left), type(right)} in ({float}, {int, float}):  # JCS: 1.0 is 1.
+        return None if _close(float(left), float(right)) else ""
     else:
         return None if type(left) is type(right) and left == right else ""
     for where, one, other in pairs:

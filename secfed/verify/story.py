@@ -11,6 +11,7 @@ from secfed.entries import (
     EvaluationEntry,
     EvaluationInterruptedEntry,
     InterruptedEntry,
+    Notice,
     PlanEntry,
     ReleaseEntry,
     RoundEntry,
@@ -18,8 +19,7 @@ from secfed.entries import (
 )
 from secfed.errors import LedgerError
 from secfed.evaluated import evaluations_of
-from secfed.ledger import Entry, head, split_lines, verify_entries
-from secfed.manifest import Manifest
+from secfed.ledger import LEDGER_NAME, Entry, split_lines, verify_entries
 from secfed.study import MIN_SITES, Study
 from secfed.verify.files import Bundle
 
@@ -31,12 +31,15 @@ Evaluated = EvaluationEntry | EvaluationInterruptedEntry
 
 @dataclass(frozen=True)
 class Story:
-    """A ledger's entries in the roles that they play; keys are entry numbers."""
+    """A ledger's entries in the roles that they play; keys are entry numbers.
+
+    ``release`` is None while the run goes on.
+    """
 
     study: StudyEntry
     plan: PlanEntry
     rounds: Mapping[int, RoundEntry | InterruptedEntry]
-    release: ReleaseEntry
+    release: ReleaseEntry | None
     evaluations: Mapping[int, EvaluationEntry | EvaluationInterruptedEntry]
 
     def charged(self) -> dict[int, Started | Evaluated]:
@@ -49,25 +52,23 @@ class Story:
 
 
 def read_ledger(bundle: Bundle) -> tuple[tuple[Entry, ...], str]:
-    """The entries, if the chain, the signatures and the head are right."""
-    lines = split_lines(bundle.read("ledger.jsonl"))
+    """The entries, if each is signed and follows the one before it."""
+    lines = split_lines(bundle.read(LEDGER_NAME))
     entries = verify_entries(lines, bundle.manifest.coordinator_key)
-    if head(entries) != bundle.manifest.ledger_head:
-        raise LedgerError(
-            max(len(entries) - 1, 0), "the ledger does not end where the manifest says"
-        )
-    return (
-        entries,
-        f"{len(entries)} entries, chained and signed, to the manifest's head",
-    )
+    return entries, f"{len(entries)} entries, signed, each after the one it names"
 
 
 def tell(
-    entries: Sequence[Entry], manifest: Manifest, study: Study
+    entries: Sequence[Entry],
+    coordinator_key: bytes,
+    study: Study,
+    *,
+    finished: bool = True,
 ) -> tuple[Story, str]:
     """Give every entry its role and check that they follow each other.
 
-    1. Entry 0 is the study, entry 1 the plan, the last one the release.
+    1. Entry 0 is the study, entry 1 the plan, the last one the release; a run that is
+       not ``finished`` may have no release yet.
     2. The study is this study, recorded under this key.
     3. Rounds are numbered 1, 2, … without a gap and none occurs twice. An evaluation
        follows a round after which the study asks for one, and none occurs twice.
@@ -82,14 +83,16 @@ def tell(
     study_entry = _role(bodies, 0, StudyEntry)
     plan = _role(bodies, 1, PlanEntry)
     last = len(bodies) - 1
-    release = _role(bodies, last, ReleaseEntry)
+    release: ReleaseEntry | None = None
+    if finished or isinstance(bodies[last], ReleaseEntry):
+        release = _role(bodies, last, ReleaseEntry)
     # 2
-    _check_study_entry(study_entry, manifest, study)
+    _check_study_entry(study_entry, coordinator_key, study)
     if set(plan.sites) != set(study.sites):
         raise LedgerError(1, "the plan's sites are not the study's")
     rounds: dict[int, RoundEntry | InterruptedEntry] = {}
     evaluations: dict[int, EvaluationEntry | EvaluationInterruptedEntry] = {}
-    for index in range(2, last):
+    for index in range(2, last if release else len(bodies)):
         body = bodies[index]
         # 3
         if isinstance(body, EvaluationEntry | EvaluationInterruptedEntry):
@@ -97,19 +100,14 @@ def tell(
             _check_evaluation(index, body, plan, study, len(rounds), done)
             evaluations[index] = body
             continue
-        if not isinstance(body, RoundEntry | InterruptedEntry):
-            raise LedgerError(index, f"a second {body.kind!r} entry")
-        if body.round != len(rounds) + 1:
-            raise LedgerError(
-                index, f"it records round {body.round} where {len(rounds) + 1} follows"
-            )
-        if body.round > study.training.rounds:
-            raise LedgerError(index, f"the study has {study.training.rounds} rounds")
-        _check_cohort(index, body, plan)
-        rounds[index] = body
+        if isinstance(body, Notice):
+            _check_notice(index, body, plan)
+            continue
+        rounds[index] = _round(index, body, study, len(rounds))
+        _check_cohort(index, rounds[index], plan)
     # 5
     completed = sum(isinstance(body, RoundEntry) for body in rounds.values())
-    if (release.rounds_completed, release.rounds_interrupted) != (
+    if release and (release.rounds_completed, release.rounds_interrupted) != (
         completed,
         len(rounds) - completed,
     ):
@@ -119,16 +117,34 @@ def tell(
     return story, said + (f"; {len(evaluations)} evaluations" if evaluations else "")
 
 
+def _round(index: int, body: Body, study: Study, rounds_so_far: int) -> Started:
+    if not isinstance(body, RoundEntry | InterruptedEntry):
+        raise LedgerError(index, f"a second {body.kind!r} entry")
+    if body.round != rounds_so_far + 1:
+        raise LedgerError(
+            index, f"it records round {body.round} where {rounds_so_far + 1} follows"
+        )
+    if body.round > study.training.rounds:
+        raise LedgerError(index, f"the study has {study.training.rounds} rounds")
+    return body
+
+
+def _check_notice(index: int, body: Notice, plan: PlanEntry) -> None:
+    site = getattr(body, "site", None)
+    if site is not None and site not in plan.sites:
+        raise LedgerError(index, f"not in the plan: {site}")
+
+
 def _role(bodies: Sequence[Body], index: int, role: type[Any]) -> Any:
     if not 0 <= index < len(bodies) or not isinstance(bodies[index], role):
         raise LedgerError(max(index, 0), f"a {role.kind!r} entry is expected here")
     return bodies[index]
 
 
-def _check_study_entry(entry: StudyEntry, manifest: Manifest, study: Study) -> None:
+def _check_study_entry(entry: StudyEntry, key: bytes, study: Study) -> None:
     expected: dict[str, object] = {
-        "study_digest": manifest.study_digest,
-        "coordinator_key": manifest.coordinator_key.hex(),
+        "study_digest": study.digest(),
+        "coordinator_key": key.hex(),
         "name": study.name,
         "method": study.training.method,
         "simulation_seed": study.simulation.seed,

@@ -215,3 +215,114 @@ def test_many_proofs_are_cheap():
     assert max(map(len, proofs)) == 16
     merkle.verify_inclusion(leaves[-1], 65_534, 65_535, proofs[-1], tree.root)
     assert elapsed < 5  # a quarter of a second alone; quadratic would be minutes
+
+
+# Consistency. The proofs are those of the certificate-transparency reference
+# implementation's test, between trees over the first so many of LEAVES.
+CONSISTENCY = {
+    (1, 1): [],
+    (1, 8): [
+        "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "6b47aaf29ee3c2af9af889bc1fb9254dabd31177f16232dd6aab035ca39bf6e4",
+    ],
+    (6, 8): [
+        "0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8dededebc558ef6a",
+        "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
+        "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    ],
+    (2, 5): [
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
+    ],
+}
+
+
+def slow_consistency(leaves, size, whole=True):
+    """RFC 9162, section 2.1.4.1, word for word."""
+    if size == len(leaves):
+        return () if whole else (slow_root(leaves),)
+    k = left_half(len(leaves))
+    if size <= k:
+        return (*slow_consistency(leaves[:k], size, whole), slow_root(leaves[k:]))
+    inner = slow_consistency(leaves[k:], size - k, whole=False)
+    return (*inner, slow_root(leaves[:k]))
+
+
+@pytest.mark.parametrize("pair", CONSISTENCY)
+def test_published_consistency_proofs(pair):
+    old, new = pair
+    proof = merkle.consistency_proof(LEAVES[:new], old)
+    assert [node.hex() for node in proof] == CONSISTENCY[pair]
+    roots = bytes.fromhex(ROOTS[old]), bytes.fromhex(ROOTS[new])
+    merkle.verify_consistency(old, new, proof, *roots)
+
+
+grown = st.integers(1, 70).flatmap(lambda n: st.tuples(st.integers(1, n), st.just(n)))
+
+
+def offered(old, new):
+    leaves = numbered(new)
+    proof = merkle.consistency_proof(leaves, old)
+    return old, new, proof, merkle.root(leaves[:old]), merkle.root(leaves)
+
+
+@settings(deadline=None)
+@given(grown)
+def test_consistency_is_the_definition(pair):
+    old, new, proof, *roots = offered(*pair)
+    assert proof == slow_consistency(numbered(new), old)
+    merkle.verify_consistency(old, new, proof, *roots)
+
+
+def test_every_tree_extends_the_empty_one():
+    empty = merkle.root([])
+    for size in (0, 1, 8):
+        assert merkle.consistency_proof(LEAVES[:size], 0) == ()
+    merkle.verify_consistency(0, 0, (), empty, empty)
+    merkle.verify_consistency(0, 8, (), empty, bytes.fromhex(ROOTS[8]))
+    for sizes, proof, roots, said in (
+        ((0, 0), (), (empty, bytes(32)), "different roots"),
+        ((0, 8), (), (bytes(32), bytes(32)), "empty tree"),
+        ((0, 8), (empty,), (empty, bytes(32)), "no proof"),
+    ):
+        with pytest.raises(MessageError, match=said):
+            merkle.verify_consistency(*sizes, proof, *roots)
+
+
+@settings(deadline=None)
+@given(grown, st.data())
+def test_changed_histories_and_proofs_are_refused(pair, data):
+    old, new, proof, *roots = offered(*pair)
+    leaves = numbered(new)
+    changed = data.draw(st.integers(0, old - 1))
+    leaves[changed] += b"!"
+    honest = merkle.consistency_proof(leaves, old)  # Of a rewritten history.
+    with pytest.raises(MessageError):
+        merkle.verify_consistency(old, new, honest, roots[0], merkle.root(leaves))
+    wrong = [*proof]
+    change = data.draw(st.sampled_from(["add", "drop", "flip"] if proof else ["add"]))
+    at = data.draw(st.integers(0, max(0, len(proof) - 1)))
+    if change == "add":
+        wrong.insert(at, data.draw(st.binary(min_size=32, max_size=32)))
+    elif change == "drop":
+        del wrong[at]
+    else:
+        wrong[at] = bytes([wrong[at][0] ^ 1]) + wrong[at][1:]
+    with pytest.raises(MessageError):
+        merkle.verify_consistency(old, new, wrong, *roots)
+    with pytest.raises(MessageError):
+        merkle.verify_consistency(old, new, proof, roots[0], bytes(32))
+
+
+@settings(deadline=None)
+@given(st.integers(-3, 90), st.integers(-3, 90), garbage)
+def test_garbage_proves_no_consistency(old, new, proof):
+    with pytest.raises(MessageError):
+        merkle.verify_consistency(old, new, proof, b"\x01" * 32, b"\x02" * 32)
+
+
+@pytest.mark.parametrize("size", [-1, 4])
+def test_no_consistency_with_a_tree_that_is_not_there(size):
+    with pytest.raises(MisuseError, match=f"no tree of {size}"):
+        merkle.consistency_proof(numbered(3), size)

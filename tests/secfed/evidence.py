@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from protocols.keys import SigningKey
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
+from secfed.checkpoints import Checkpoint, Cosigner, witness_key
 from secfed.entries import (
     InterruptedEntry,
     PlanEntry,
@@ -15,7 +17,7 @@ from secfed.entries import (
     RoundEntry,
     StudyEntry,
 )
-from secfed.ledger import Ledger, head
+from secfed.ledger import CHECKPOINT_NAME, Ledger
 from secfed.manifest import write_manifest
 from secfed.privacy import accounting
 from secfed.privacy.plan import PrivacyPlan, Unit
@@ -27,6 +29,8 @@ TIME = "2026-03-01T12:00:00Z"
 SITES = ("north", "south", "west")
 KEY = CoordinatorKey(b"\x01" * 32)
 OTHER_KEY = CoordinatorKey(b"\x02" * 32)
+IDENTITIES = {site: SigningKey(site.encode().ljust(32, b".")) for site in SITES}
+RUN_ID = "0123456789abcdef/ffa-lora"
 DELTA = 1e-5
 
 STUDY: dict[str, Any] = {
@@ -91,12 +95,29 @@ def make_plan(unit: Unit = "record") -> PrivacyPlan:
     )
 
 
+def study_entry(
+    study: Study | None = None, key: CoordinatorKey = KEY, **values: Any
+) -> StudyEntry:
+    study = study or make_study()
+    fields = {
+        "study_digest": study.digest(),
+        "name": study.name,
+        "method": study.training.method,
+        "model_sha256": study.model.sha256,
+        "simulation_seed": study.simulation.seed,
+        "coordinator_key": key.public_bytes.hex(),
+        "secfed_version": "0.1.0",
+        "run_id": RUN_ID,
+    }
+    return StudyEntry(**fields | values)
+
+
 def plan_entry(private: bool = True, unit: Unit = "record") -> PlanEntry:
     plan = make_plan(unit).to_json() if private else None
     return PlanEntry(
         private=private,
         sites=dict.fromkeys(SITES, plan),
-        identities={site: sha256_hex(site.encode()) for site in SITES},
+        identities={site: IDENTITIES[site].public_bytes.hex() for site in SITES},
         threshold=2,
         max_colluders=1,
         ring_bits=32,
@@ -175,6 +196,9 @@ def write_run(
     plan: PlanEntry | None = None,
     change: Change = lambda index, body: body,
     statement: Change = lambda index, body: body,
+    witnesses: Sequence[str] = SITES,
+    adapter: bytes = b"final adapter",
+    config: bytes = b'{"r":2}',
 ) -> None:
     """Write an arm as a runtime would; ``change`` rewrites ledger bodies first.
 
@@ -187,9 +211,9 @@ def write_run(
         path = run / "adapters" / f"round-{number:03d}.safetensors"
         path.write_bytes(f"adapter {number}".encode())
     model = run / "adapter" / "adapter_model.safetensors"
-    model.write_bytes(b"final adapter")
-    config = run / "adapter" / "adapter_config.json"
-    config.write_bytes(b'{"r":2}')
+    model.write_bytes(adapter)
+    settings = run / "adapter" / "adapter_config.json"
+    settings.write_bytes(config)
     (run / "study.json").write_bytes(canonical_json(study.canonical()))
     lines = [canonical_json(line) + b"\n" for line in metrics_lines(private, unit)]
     (run / "metrics.jsonl").write_bytes(b"".join(lines))
@@ -199,20 +223,12 @@ def write_run(
     said = build_statement(study.canonical(), plan, rounds, StatementContext())
     (run / "statement.json").write_bytes(canonical_json(statement(-1, said)))
     entries = [
-        StudyEntry(
-            study_digest=study.digest(),
-            name=study.name,
-            method=study.training.method,
-            model_sha256=study.model.sha256,
-            simulation_seed=seed,
-            coordinator_key=key.public_bytes.hex(),
-            secfed_version="0.1.0",
-        ),
+        study_entry(study, key, simulation_seed=seed),
         plan,
         *rounds,
         ReleaseEntry(
             adapter_sha256=file_sha256(model),
-            config_sha256=file_sha256(config),
+            config_sha256=file_sha256(settings),
             statement_sha256=file_sha256(run / "statement.json"),
             rounds_completed=2,
             rounds_interrupted=1,
@@ -221,8 +237,22 @@ def write_run(
     with Ledger(run / "ledger.jsonl", key) as ledger:
         for index, entry in enumerate(entries):
             ledger.append(entry.kind, change(index, entry.to_body()), TIME)
-        last = head(ledger.entries())
-    write_manifest(run, study.digest(), last, key)
+        write_checkpoint(run, ledger, witnesses)
+    write_manifest(run, study.digest(), key)
+
+
+def write_checkpoint(run: Path, ledger: Ledger, witnesses: Sequence[str] = SITES):
+    """Cosigned by sites that look at nothing."""
+    note = ledger.checkpoint()
+    checkpoint = Checkpoint.parse(note.text)
+    lines = [cosigner(site).cosign(checkpoint, 1_800_000_000) for site in witnesses]
+    whole = note.with_signatures(lines)
+    (run / CHECKPOINT_NAME).write_bytes(whole.to_bytes())
+
+
+def cosigner(site: str) -> Cosigner:
+    identity = IDENTITIES[site]
+    return Cosigner(witness_key(site, identity.public_bytes), identity.sign)
 
 
 def write_comparison(run: Path, key: CoordinatorKey = KEY) -> None:
@@ -239,4 +269,4 @@ def write_comparison(run: Path, key: CoordinatorKey = KEY) -> None:
     (run / "report.html").write_bytes(b"<html></html>")
     (run / "private").mkdir(mode=0o700)
     (run / "private" / "coordinator.key").write_bytes(b"secret")
-    write_manifest(run, study.digest(), None, key)
+    write_manifest(run, study.digest(), key)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from parties import protecting_of
-from small import EXAMPLE, small_policy, small_study
+from small import EXAMPLE, planned, small_policy, small_study
 
 from protocols.keys import generate_identity
 from secfed.errors import SecfedError
@@ -41,7 +41,7 @@ from secfed.runtime.progress import NoProgress
 from secfed.runtime.roster import Roster, read_roster
 from secfed.runtime.serve import serve_rounds
 from secfed.runtime.sessions import PHASES
-from secfed.runtime.setup import Prepared, plan_sites, prepare
+from secfed.runtime.setup import Prepared, prepare
 from secfed.runtime.site_worker import SiteWorker
 from secfed.runtime.status import StatusProgress
 from secfed.study import Study
@@ -105,8 +105,7 @@ def _encoded() -> Prepared:
 
 def prepared_for(study: Study) -> Prepared:
     """The same texts and model under the plan of this study."""
-    units = {name: p.nominal_units for name, p in _encoded().plans.items()}
-    return replace(_encoded(), plans=plan_sites(study, units))
+    return planned(_encoded(), study)
 
 
 def warm() -> None:

@@ -99,7 +99,7 @@ def write_grid(
     (run / "grid.json").write_bytes(canonical_json(value) + b"\n")
     write_grid_report(run)
     if not failed:
-        write_manifest(run, study.digest(), None, key)
+        write_manifest(run, study.digest(), key)
 
 
 def write_cell(
@@ -140,7 +140,7 @@ def write_cell(
     (folder / "comparison.json").write_bytes(canonical_json(comparison) + b"\n")
     (folder / "study.json").write_bytes(canonical_json(cell.study.canonical()) + b"\n")
     build_report(folder)
-    write_manifest(folder, cell.study.digest(), None, key)
+    write_manifest(folder, cell.study.digest(), key)
 
 
 def _entry(run: Path, cell: Cell, reason: str) -> Value:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from secfed.policy import SitePolicy
 from secfed.privacy.budget import Budget
 from secfed.privacy.noise import RandomStream, simulation_stream
 from secfed.privacy.plan import PrivacyPlan
-from secfed.runtime.setup import Prepared
+from secfed.runtime.setup import Prepared, plan_sites
 from secfed.study import Study, load_study_dict
 from secfed.study.sections import Dropout
 from secfed.training import PrivateRecords
@@ -97,6 +98,12 @@ def evaluating_policy() -> SitePolicy:
     """Allows the metrics of ``EVALUATION``."""
     update = {"allowed_metrics": ("accuracy", "loss")}
     return small_policy().model_copy(update=update)
+
+
+def planned(prepared: Prepared, study: Study) -> Prepared:
+    """The same texts and model under the plan of this study."""
+    units = {name: plan.nominal_units for name, plan in prepared.plans.items()}
+    return replace(prepared, plans=plan_sites(study, units))
 
 
 def make_plan(units: int, batch: int, **changes: Any) -> PrivacyPlan:

@@ -93,9 +93,6 @@ def bodies(**changes: Any) -> list[Any]:
 def told(listed: list[Any]) -> Any:
     """The story of a ledger with these bodies between plan and release."""
     study = lying_study()
-    start = SimpleNamespace(
-        study_digest=study.digest(), coordinator_key=evidence.KEY.public_bytes
-    )
     head = parse_body(
         "study",
         {
@@ -106,7 +103,7 @@ def told(listed: list[Any]) -> Any:
             "simulation_seed": None,
             "coordinator_key": evidence.KEY.public_bytes.hex(),
             "secfed_version": "0.1.0",
-            "run_id": None,
+            "run_id": evidence.RUN_ID,
         },
     )
     end = ReleaseEntry(
@@ -121,7 +118,7 @@ def told(listed: list[Any]) -> Any:
         SimpleNamespace(parsed=lambda body=body: parse_body(body.kind, body.to_body()))
         for body in everything
     ]
-    story, _ = tell(wrapped, start, study)  # type: ignore[arg-type]
+    story, _ = tell(wrapped, evidence.KEY.public_bytes, study)  # type: ignore[arg-type]
     return story
 
 

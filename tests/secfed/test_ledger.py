@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pickle
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import evidence
 import pytest
+from securesystemslib.signer import CryptoSigner, Signer
 
+from protocols.merkle import leaf_hash
 from secfed import signing
-from secfed.canonical import canonical_json, parse_json
-from secfed.entries import PlanEntry, RoundEntry, parse_body
+from secfed.attestations import written_keys
+from secfed.canonical import jcs, parse_jcs
+from secfed.entries import PlanEntry, RoundEntry, commit, parse_body
 from secfed.errors import LedgerError, RunDirectoryError, VerificationError
-from secfed.ledger import GENESIS, Ledger, head, split_lines, verify_entries
-from secfed.signing import LEDGER_ENTRY, MANIFEST, CoordinatorKey
+from secfed.ledger import GENESIS, Ledger, split_lines, verify_entries
+from secfed.signing import MANIFEST, ORDER, CoordinatorKey
+from secfed.verify.story import tell
 
 KEY = evidence.KEY
 PUBLIC = KEY.public_bytes
@@ -23,6 +30,7 @@ PUBLIC = KEY.public_bytes
 
 def fill(path: Path, key: CoordinatorKey = KEY) -> Path:
     with Ledger(path, key) as ledger:
+        ledger.append("study", evidence.study_entry(key=key).to_body(), evidence.TIME)
         ledger.append("plan", evidence.plan_entry().to_body(), evidence.TIME)
         for entry in evidence.round_entries():
             ledger.append(entry.kind, entry.to_body(), evidence.TIME)
@@ -48,30 +56,31 @@ def failing_entry(lines: list[bytes]) -> int:
 def test_healthy_ledger(lines: list[bytes]) -> None:
     entries = verify_entries(lines, PUBLIC)
     assert [entry.kind for entry in entries] == [
+        "study",
         "plan",
         "round",
         "round-interrupted",
         "round",
     ]
-    assert entries[0].previous == GENESIS == head([])
+    assert entries[0].previous == GENESIS
+    assert [entry.digest for entry in entries] == [leaf_hash(x).hex() for x in lines]
     assert entries[3].previous == entries[2].digest
-    assert head(entries) == entries[3].digest
-    assert isinstance(entries[1].parsed(), RoundEntry)
+    assert isinstance(entries[2].parsed(), RoundEntry)
 
 
-@pytest.mark.parametrize("dropped", [0, 1, 2])
+@pytest.mark.parametrize("dropped", [0, 1, 2, 3])
 def test_dropped_entry(lines: list[bytes], dropped: int) -> None:
     assert failing_entry(lines[:dropped] + lines[dropped + 1 :]) == dropped
 
 
 def test_reordered_and_repeated_entries(lines: list[bytes]) -> None:
-    assert failing_entry([lines[0], lines[2], lines[1], lines[3]]) == 1
-    assert failing_entry([*lines, lines[-1]]) == 4
+    assert failing_entry([lines[0], lines[2], lines[1], *lines[3:]]) == 1
+    assert failing_entry([*lines, lines[-1]]) == 5
 
 
 def test_every_byte_counts(lines: list[bytes]) -> None:
     line = lines[1]
-    for position in range(0, len(line), 7):
+    for position in range(0, len(line), 61):
         altered = bytearray(line)
         altered[position] ^= 1
         assert failing_entry([lines[0], bytes(altered), *lines[2:]]) == 1
@@ -79,6 +88,7 @@ def test_every_byte_counts(lines: list[bytes]) -> None:
 
 def test_fork(lines: list[bytes], tmp_path: Path) -> None:
     with Ledger(tmp_path / "fork", KEY) as fork:
+        fork.append("study", evidence.study_entry().to_body(), "2026-03-02T12:00:00Z")
         fork.append("plan", evidence.plan_entry(private=False).to_body(), evidence.TIME)
         fork.append("round", evidence.round_entries()[0].to_body(), evidence.TIME)
     forked = split_lines((tmp_path / "fork").read_bytes())
@@ -86,23 +96,146 @@ def test_fork(lines: list[bytes], tmp_path: Path) -> None:
 
 
 def test_other_key(lines: list[bytes]) -> None:
-    with pytest.raises(LedgerError, match="signed") as caught:
+    with pytest.raises(LedgerError, match="signed by other keys") as caught:
         verify_entries(lines, evidence.OTHER_KEY.public_bytes)
     assert caught.value.entry == 0
 
 
-def test_signature_for_another_purpose(lines: list[bytes]) -> None:
-    fields = parse_json(lines[0])
-    signed = {
-        name: value
-        for name, value in fields.items()
-        if name not in {"digest", "signature"}
-    }
-    fields["signature"] = KEY.sign(MANIFEST, canonical_json(signed)).hex()
-    with pytest.raises(LedgerError, match="signed"):
-        verify_entries([canonical_json(fields)], PUBLIC)
-    fields["signature"] = KEY.sign(LEDGER_ENTRY, canonical_json(signed)).hex()
-    verify_entries([canonical_json(fields)], PUBLIC)
+def change(line: bytes, how: Callable[[dict[str, Any]], None]) -> bytes:
+    fields = parse_jcs(line)
+    how(fields)
+    return jcs(fields)
+
+
+def signed_as(line: bytes, signature: bytes) -> bytes:
+    def replaced(fields: dict[str, Any]) -> None:
+        fields["signatures"][0]["sig"] = base64.b64encode(signature).decode()
+
+    return change(line, replaced)
+
+
+def test_forged_entry_and_wrong_signatures(lines: list[bytes]) -> None:
+    payload = base64.b64decode(parse_jcs(lines[2])["payload"])
+    forged = payload.replace(b'"attempt":1', b'"attempt":2')
+
+    def other(fields: dict[str, Any]) -> None:
+        fields["payload"] = base64.b64encode(forged).decode()
+
+    # Another content below the old signature; the right content, wrongly signed.
+    wrong = [
+        change(lines[2], other),
+        signed_as(lines[2], KEY.sign(MANIFEST, payload)),
+        signed_as(lines[2], evidence.OTHER_KEY.sign_text(b"DSSEv1 " + payload)),
+        signed_as(lines[2], b""),
+    ]
+    for line in wrong:
+        with pytest.raises(LedgerError, match="signature") as caught:
+            verify_entries([*lines[:2], line, *lines[3:]], PUBLIC)
+        assert caught.value.entry == 2
+
+
+def test_an_envelope_has_one_encoding(lines: list[bytes]) -> None:
+    def twice(fields: dict[str, Any]) -> None:
+        fields["signatures"].append(fields["signatures"][0])
+
+    def unsigned(fields: dict[str, Any]) -> None:
+        fields["signatures"] = []
+
+    def more(fields: dict[str, Any]) -> None:
+        fields["signatures"][0]["more"] = 1
+
+    def other_type(fields: dict[str, Any]) -> None:
+        fields["payloadType"] = "text/plain"
+
+    def url_safe(fields: dict[str, Any]) -> None:
+        signature = fields["signatures"][0]["sig"]
+        fields["signatures"][0]["sig"] = signature.translate(str.maketrans("+/", "-_"))
+
+    for how in (twice, unsigned, more, other_type):
+        changed = change(lines[1], how)
+        assert failing_entry([lines[0], changed, *lines[2:]]) == 1
+    safe = change(lines[1], url_safe)
+    if safe != lines[1]:
+        assert failing_entry([lines[0], safe, *lines[2:]]) == 1
+    spaced = lines[1].replace(b'","', b'", "', 1)
+    assert failing_entry([lines[0], spaced, *lines[2:]]) == 1
+
+
+def test_entries_are_in_toto_statements(lines: list[bytes]) -> None:
+    statement = parse_jcs(base64.b64decode(parse_jcs(lines[2])["payload"]))
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "urn:secfed:ledger:round:2"
+    names = [one["name"] for one in statement["subject"]]
+    assert names == ["study", "adapters/round-001.safetensors"]
+    body = statement["predicate"]["body"]
+    assert statement["subject"][1]["digest"] == {"sha256": body["adapter_sha256"]}
+
+
+@pytest.mark.parametrize("scheme", ["ml-dsa-44/1", "ed25519", "ecdsa-sha2-nistp256"])
+def test_who_signs_beside_the_coordinator(tmp_path: Path, scheme: str) -> None:
+    made = {
+        "ml-dsa-44/1": lambda: CryptoSigner.generate_mldsa(scheme=scheme),
+        "ed25519": CryptoSigner.generate_ed25519,
+        "ecdsa-sha2-nistp256": CryptoSigner.generate_ecdsa,
+    }[scheme]()
+    # The key in a file, opened by the library as an operator would name it.
+    (tmp_path / "beside.pem").write_bytes(made.private_bytes)
+    uri = f"file2:{tmp_path / 'beside.pem'}"
+    beside = Signer.from_priv_key_uri(uri, made.public_key)
+    path = tmp_path / "ledger.jsonl"
+    entry = evidence.study_entry(also_signed_by=written_keys([beside]))
+    with Ledger(path, KEY, [beside]) as ledger:
+        ledger.append("study", entry.to_body(), evidence.TIME)
+        ledger.append("plan", evidence.plan_entry().to_body(), evidence.TIME)
+    lines = split_lines(path.read_bytes())
+    assert len(verify_entries(lines, PUBLIC)) == 2
+    assert len(parse_jcs(lines[1])["signatures"]) == 2
+
+    def alone(fields: dict[str, Any]) -> None:
+        fields["signatures"] = fields["signatures"][:1]
+
+    with pytest.raises(LedgerError, match="signed by other keys") as caught:
+        verify_entries([lines[0], change(lines[1], alone)], PUBLIC)
+    assert caught.value.entry == 1
+    # Whoever signs is named in entry 0, and who is named signs.
+    with (
+        Ledger(tmp_path / "unnamed", KEY, [beside]) as ledger,
+        pytest.raises(LedgerError, match="does not name everybody"),
+    ):
+        ledger.append("study", evidence.study_entry().to_body(), evidence.TIME)
+    with (
+        Ledger(tmp_path / "named", KEY) as ledger,
+        pytest.raises(LedgerError, match="does not name everybody"),
+    ):
+        ledger.append("study", entry.to_body(), evidence.TIME)
+
+
+def test_the_study_comes_first_and_once(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.jsonl", KEY) as ledger:
+        with pytest.raises(LedgerError, match="entry 0 is the study"):
+            ledger.append("plan", evidence.plan_entry().to_body(), evidence.TIME)
+        ledger.append("study", evidence.study_entry().to_body(), evidence.TIME)
+        with pytest.raises(LedgerError, match="entry 0 is the study"):
+            ledger.append("study", evidence.study_entry().to_body(), evidence.TIME)
+        assert (tmp_path / "ledger.jsonl").read_bytes().count(b"\n") == 1
+
+
+def test_large_seeds_survive_a_format_without_large_integers(tmp_path: Path) -> None:
+    entry = evidence.study_entry(simulation_seed=2**63 - 1)
+    with Ledger(tmp_path / "ledger.jsonl", KEY) as ledger:
+        ledger.append("study", entry.to_body(), evidence.TIME)
+    (read,) = verify_entries(ledger.lines(), PUBLIC)
+    assert read.parsed() == entry
+    assert read.body["simulation_seed"] == str(2**63 - 1)
+    for wrong in (7, "07", "x", 7.0):
+        with pytest.raises(ValueError, match="seed"):
+            parse_body("study", entry.to_body() | {"simulation_seed": wrong})
+
+
+def test_the_key_signs_no_text_without_a_head_of_its_own() -> None:
+    for text in (b"", b"secfed/manifest/1", b"\x00\x11secfed/manifest/1x", b"anything"):
+        with pytest.raises(ValueError, match="only DSSE"):
+            KEY.sign_text(text)
 
 
 @pytest.mark.parametrize(
@@ -133,15 +266,16 @@ def test_only_an_incomplete_last_line_is_cut(tmp_path: Path) -> None:
     for cut in (last + 1, last + 200, len(whole) - 1):
         path.write_bytes(whole[:cut])
         with Ledger(path, KEY) as ledger:
-            assert len(ledger.entries()) == 3
+            assert len(ledger.entries()) == 4
         assert path.read_bytes() == whole[:last]
 
 
 def test_other_damage_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = fill(tmp_path / "ledger.jsonl")
     whole = path.read_bytes()
-    damaged = whole.replace(b'"attempt":1', b'"attempt":2', 1)
-    for content, entry in ((damaged, 1), (whole + b"\n", 4), (damaged + b"{", 1)):
+    second = whole.index(b"\n") + 100
+    damaged = whole[:second] + b"A" + whole[second + 1 :]
+    for content, entry in ((damaged, 1), (whole + b"\n", 5), (damaged + b"{", 1)):
         path.write_bytes(content)
         with pytest.raises(LedgerError) as caught:
             Ledger(path, KEY)
@@ -179,7 +313,7 @@ def test_malformed_entries_are_not_written(tmp_path: Path) -> None:
         ):
             with pytest.raises(LedgerError, match="not written"):
                 ledger.append(kind, value, time)
-        assert len(ledger.entries()) == 4
+        assert len(ledger.entries()) == 5
     assert path.read_bytes() == before
 
 
@@ -203,7 +337,7 @@ def test_failed_write_leaves_the_file_as_it_was(
                 ledger.append("round", body, evidence.TIME)
         assert path.read_bytes() == before
         ledger.append("round", body, evidence.TIME)
-    assert len(verify_entries(split_lines(path.read_bytes()), PUBLIC)) == 5
+    assert len(verify_entries(split_lines(path.read_bytes()), PUBLIC)) == 6
 
 
 def test_signal_between_writing_and_remembering(tmp_path: Path) -> None:
@@ -212,8 +346,8 @@ def test_signal_between_writing_and_remembering(tmp_path: Path) -> None:
     with Ledger(path, KEY) as ledger:
         ledger.append("round", body, evidence.TIME)
         ledger._entries, ledger._size = ledger._entries[:-1], 0
-        assert ledger.append("round", body, evidence.TIME).index == 5
-    assert len(verify_entries(split_lines(path.read_bytes()), PUBLIC)) == 6
+        assert ledger.append("round", body, evidence.TIME).index == 6
+    assert len(verify_entries(split_lines(path.read_bytes()), PUBLIC)) == 7
 
 
 # Bodies
@@ -241,6 +375,41 @@ def test_bodies_are_read_strictly() -> None:
     del body["attempt"]
     with pytest.raises(ValueError, match="attempt"):
         parse_body("round", body)
+
+
+NOTICES = [
+    ("approval", {"site": "north", "study_digest": "a" * 64, "commitment": "b" * 64}),
+    ("key", {"site": "north", "event": "revoked", "fingerprint": "c" * 64}),
+    ("incident", {"commitment": "d" * 64}),
+    ("withdrawal", {"site": "north", "from_round": 2, "commitment": "e" * 64}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), NOTICES)
+def test_notices_are_entries_that_spend_nothing(tmp_path: Path, kind, body) -> None:
+    path = fill(tmp_path / "ledger.jsonl")
+    with Ledger(path, KEY) as ledger:
+        ledger.append(kind, body, evidence.TIME)
+        entries = ledger.entries()
+    study = evidence.make_study()
+    story, _ = tell(entries, PUBLIC, study, finished=False)
+    assert len(story.charged()) == 3
+    if "site" in body:
+        with Ledger(path, KEY) as ledger:
+            ledger.append(kind, body | {"site": "east"}, evidence.TIME)
+            entries = ledger.entries()
+        with pytest.raises(LedgerError, match="not in the plan: east") as caught:
+            tell(entries, PUBLIC, study, finished=False)
+        assert caught.value.entry == 6
+
+
+def test_a_commitment_binds_and_hides() -> None:
+    salts = bytes(32), b"\x01" * 32
+    said = {commit(text, salt) for text in ("a", "b") for salt in salts}
+    assert len(said) == 4
+    assert commit("a", salts[0]) in said
+    with pytest.raises(ValueError, match="32 bytes"):
+        commit("a", b"short")
 
 
 def test_private_runs_need_a_plan_for_every_site() -> None:
@@ -312,7 +481,7 @@ def test_signatures_are_bound_to_label_key_and_message() -> None:
     signing.verify_signature(PUBLIC, MANIFEST, b"message", signature)
     wrong = (
         (evidence.OTHER_KEY.public_bytes, MANIFEST, b"message", signature),
-        (PUBLIC, LEDGER_ENTRY, b"message", signature),
+        (PUBLIC, ORDER, b"message", signature),
         (PUBLIC, MANIFEST, b"massage", signature),
         (PUBLIC, MANIFEST, b"message", signature[:-1]),
         (PUBLIC[:-1], MANIFEST, b"message", signature),

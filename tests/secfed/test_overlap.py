@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from deployed import KEY, RUN_ID, AtOnce, Cast
-from small import small_policy, small_study
+from small import planned, small_policy, small_study
 
 from secfed.canonical import file_sha256
 from secfed.entries import InterruptedEntry, RoundEntry
@@ -46,7 +46,8 @@ def study() -> Study:
 
 
 def cast_with(prepared: Prepared, folder: Path, background: Background) -> Cast:
-    return Cast(prepared, study(), small_policy(), folder, background=background)
+    own = planned(prepared, study())
+    return Cast(own, study(), small_policy(), folder, background=background)
 
 
 def entries(run: Path) -> list[Any]:
@@ -68,7 +69,8 @@ def local_run(prepared: Prepared, run: Path) -> list[Any]:
     (private / "coordinator.key").write_text("07" * 32)
     (private / "coordinator.key").chmod(0o600)
     arm = Arm("ffa-lora", study())
-    run_arm(arm, prepared, run, private, RUN_ID, small_policy(), NoProgress())
+    own = planned(prepared, study())
+    run_arm(arm, own, run, private, RUN_ID, small_policy(), NoProgress())
     return entries(run)
 
 

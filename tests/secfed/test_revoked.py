@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from deployed import KEY, Cast, roster_of
-from small import small_policy, small_study
+from small import planned, small_policy, small_study
 from typer.testing import CliRunner
 
 from secfed.cli import app as cli
@@ -44,7 +44,7 @@ def rounds(run: Path) -> list[Any]:
 @pytest.fixture
 def cast(prepared: Prepared, tmp_path: Path) -> Cast:
     study = small_study(rounds=2, seed=41)
-    return Cast(prepared, study, small_policy(), tmp_path / "sites")
+    return Cast(planned(prepared, study), study, small_policy(), tmp_path / "sites")
 
 
 # Revocation

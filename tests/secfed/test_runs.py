@@ -20,8 +20,10 @@ from confined import no_watch, watch
 from faulty import toml_of
 from small import EXAMPLE, small_policy, small_study, study_values
 
+from protocols.keys import generate_identity
+from secfed.checkpoints import Checkpoint, Cosigner, witness_key
 from secfed.errors import BudgetExceededError, RoundAbortedError, RunDirectoryError
-from secfed.ledger import Entry, Ledger, head, split_lines, verify_entries
+from secfed.ledger import CHECKPOINT_NAME, Entry, Ledger, split_lines, verify_entries
 from secfed.manifest import read_manifest, write_manifest
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
@@ -31,7 +33,7 @@ from secfed.runtime.progress import NoProgress
 from secfed.runtime.record import Arm
 from secfed.runtime.resume import resume_run
 from secfed.runtime.setup import Prepared
-from secfed.signing import CoordinatorKey, load_or_create
+from secfed.signing import CoordinatorKey, fingerprint, load_or_create
 from secfed.study import Study, load_study_dict
 from secfed.verify import verify_run
 
@@ -511,19 +513,32 @@ def test_trust_pins_the_coordinator(
     healthy = verify_run(copied, own.fingerprint())
     assert healthy.passed
     assert healthy.pin_label == "PINNED"
-    # A forger without the key writes everything anew, consistently.
+    # A forger without the key writes everything anew, consistently, sites included.
     forger = CoordinatorKey(b"\x07" * 32)
     old = entries(copied)
+    sites = {
+        site: generate_identity(site.encode().ljust(32))
+        for site in old[1].body["identities"]
+    }
     (copied / "ledger.jsonl").unlink()
     with Ledger(copied / "ledger.jsonl", forger) as ledger:
         for entry in old:
             body = dict(entry.body)
             if entry.kind == "study":
                 body["coordinator_key"] = forger.public_bytes.hex()
+            if entry.kind == "plan":
+                body["identities"] = {s: k.public_bytes.hex() for s, k in sites.items()}
             ledger.append(entry.kind, body, entry.time)
-        last = head(ledger.entries())
+        note = ledger.checkpoint()
+    head = Checkpoint.parse(note.text)
+    lines = [
+        Cosigner(witness_key(site, key.public_bytes), key.sign).cosign(head, 1)
+        for site, key in sites.items()
+    ]
+    cosigned = note.with_signatures(lines).to_bytes()
+    (copied / CHECKPOINT_NAME).write_bytes(cosigned)
     (copied / "manifest.json").unlink()
-    write_manifest(copied, seeded_study.digest(), last, forger)
+    write_manifest(copied, seeded_study.digest(), forger)
     unpinned = verify_run(copied)
     assert unpinned.passed, unpinned.failures()
     assert unpinned.pin_label == "UNPINNED"
@@ -531,6 +546,12 @@ def test_trust_pins_the_coordinator(
     assert not report.passed
     assert report.pin_label == "UNPINNED"
     assert [failed.name for failed in report.failures()] == ["coordinator key"]
+    # The sites' own fingerprints show it, too.
+    true = entries(seeded_run[0])[1].body["identities"]
+    pins = {site: fingerprint(bytes.fromhex(key)) for site, key in true.items()}
+    assert verify_run(seeded_run[0], witnesses=pins).passed
+    report = verify_run(copied, witnesses=pins)
+    assert [failed.name for failed in report.failures()] == ["witnesses"]
 
 
 def test_a_signature_over_an_old_ledger_does_not_help(
@@ -538,9 +559,8 @@ def test_a_signature_over_an_old_ledger_does_not_help(
 ) -> None:
     # Only the manifest is signed anew: the ledger is still the other key's.
     forger = CoordinatorKey(b"\x07" * 32)
-    last = head(entries(copied))
     (copied / "manifest.json").unlink()
-    write_manifest(copied, seeded_study.digest(), last, forger)
+    write_manifest(copied, seeded_study.digest(), forger)
     assert not verify_run(copied).passed
 
 

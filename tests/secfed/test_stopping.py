@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from deployed import Cast
-from small import small_policy, small_study
+from small import planned, small_policy, small_study
 
 from secfed.client import NoGuard, Site, SiteRound
 from secfed.errors import PolicyError, SecfedError
@@ -152,7 +152,7 @@ def test_a_running_round_stops_at_its_next_step_and_the_run_resumes(
 @pytest.fixture
 def cast(prepared: Prepared, tmp_path: Path) -> Cast:
     study = small_study(rounds=2, seed=41)
-    return Cast(prepared, study, small_policy(), tmp_path / "sites")
+    return Cast(planned(prepared, study), study, small_policy(), tmp_path / "sites")
 
 
 def listen(cast: Cast) -> dict[str, OperationsLog]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import evidence
 import pytest
 
 from secfed.canonical import canonical_json, parse_json, sha256_hex
+from secfed.checkpoints import Checkpoint, sign_checkpoint
 from secfed.errors import RunDirectoryError, VerificationError
-from secfed.ledger import head, split_lines, verify_entries
+from secfed.ledger import CHECKPOINT_NAME, Ledger, split_lines
 from secfed.manifest import list_files, read_manifest, write_manifest
+from secfed.notes import parse_note
 from secfed.privacy import accounting
 from secfed.signing import MANIFEST, CoordinatorKey
 from secfed.verify import VerificationReport, verify_run
@@ -64,7 +68,7 @@ def reasons(report: VerificationReport, check: str | None = None) -> str:
 def sign_again(run: Path, key: CoordinatorKey = evidence.KEY) -> None:
     """Make the manifest agree with whatever the directory now holds."""
     old = read_manifest((run / "manifest.json").read_bytes())
-    write_manifest(run, old.study_digest, old.ledger_head, key)
+    write_manifest(run, old.study_digest, key)
 
 
 # Healthy
@@ -76,7 +80,7 @@ def test_healthy_run(run: Path) -> None:
     assert report.passed
     assert (report.kind, report.pin_label) == ("run", "PINNED")
     assert report.fingerprint == FINGERPRINT
-    assert [check.number for check in report.checks] == list(range(1, 14))
+    assert [check.number for check in report.checks] == list(range(1, 16))
     assert report.to_json()["passed"] is True
 
 
@@ -329,8 +333,10 @@ def rewrite_lines(run: Path, lines: list[bytes]) -> None:
 def test_dropped_and_swapped_entries(run: Path, number: int) -> None:
     lines = split_lines((run / "ledger.jsonl").read_bytes())
     rewrite_lines(run, lines[:number] + lines[number + 1 :])
-    expected = min(number, LAST - 1)
-    assert f"entry {expected}" in reasons(verify_run(run), "ledger")
+    if number < LAST:
+        assert f"entry {number}" in reasons(verify_run(run), "ledger")
+    else:  # Nothing follows that could name it; the release is missing.
+        assert f"entry {LAST - 1}" in reasons(verify_run(run), "order of entries")
     other = (number + 1) % (LAST + 1)
     lines[number], lines[other] = lines[other], lines[number]
     rewrite_lines(run, lines)
@@ -340,11 +346,6 @@ def test_dropped_and_swapped_entries(run: Path, number: int) -> None:
 def test_entries_cut_off_the_end(run: Path) -> None:
     lines = split_lines((run / "ledger.jsonl").read_bytes())
     rewrite_lines(run, lines[:-1])
-    assert "where the manifest says" in reasons(verify_run(run), "ledger")
-    # With a head that fits, the story has no end.
-    entries = verify_entries(lines[:-1], evidence.KEY.public_bytes)
-    digest = read_manifest((run / "manifest.json").read_bytes()).study_digest
-    write_manifest(run, digest, head(entries), evidence.KEY)
     assert "'release'" in reasons(verify_run(run), "order of entries")
 
 
@@ -353,6 +354,148 @@ def test_torn_ledger(run: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     sign_again(run)
     assert f"entry {LAST}" in reasons(verify_run(run), "ledger")
+
+
+# The tree head and its witnesses
+
+
+def cut(run: Path, entries: int) -> None:
+    """A shorter ledger under a checkpoint that fits, signed by the coordinator."""
+    lines = split_lines((run / "ledger.jsonl").read_bytes())
+    (run / "ledger.jsonl").write_bytes(b"".join(x + b"\n" for x in lines[:entries]))
+    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
+        evidence.write_checkpoint(run, ledger)
+
+
+def change_note(run: Path, change: Callable[[bytes], bytes]) -> None:
+    path = run / CHECKPOINT_NAME
+    path.write_bytes(change(path.read_bytes()))
+    sign_again(run)
+
+
+def test_the_head_and_its_witnesses_are_shown(run: Path) -> None:
+    shown = {check.name: check.reason for check in verify_run(run).checks}
+    assert shown["tree head"].startswith(f"{LAST + 1} entries, root ")
+    assert shown["witnesses"].startswith("UNPINNED: 3 of 3 sites cosigned, 2 needed")
+    assert "2027-01-15T08:00:00+00:00" in shown["witnesses"]
+    # Two of three witnesses, one of whom may collude, see two histories.
+    assert "do not rule out" in shown["witnesses"]
+
+
+def test_a_head_of_another_tree(run: Path) -> None:
+    whole = (run / CHECKPOINT_NAME).read_bytes()
+    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
+        lines = ledger.lines()
+    cut(run, LAST)  # An older head, rightly signed and cosigned.
+    (run / "ledger.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    sign_again(run)
+    text = reasons(verify_run(run), "tree head")
+    assert text.startswith(f"ledger entry {LAST}: the checkpoint counts")
+    assert "not checked" in reasons(verify_run(run), "witnesses")
+    # Another root for the same size.
+    checkpoint = Checkpoint.parse(parse_note(whole).text)
+    other = sign_checkpoint(replace(checkpoint, root=b"\x01" * 32), evidence.KEY)
+    change_note(run, lambda _: other.to_bytes())
+    text = reasons(verify_run(run), "tree head")
+    assert text.startswith(f"ledger entry {LAST}: the tree has another root")
+    # Not the log's own signature, or not its name.
+    change_note(
+        run, lambda _: sign_checkpoint(checkpoint, evidence.OTHER_KEY).to_bytes()
+    )
+    assert "did not sign" in reasons(verify_run(run), "tree head")
+    renamed = sign_checkpoint(replace(checkpoint, origin="secfed-log/x"), evidence.KEY)
+    change_note(run, lambda _: renamed.to_bytes())
+    assert "another log" in reasons(verify_run(run), "tree head")
+    change_note(run, lambda _: b"no note")
+    assert "not a signed note" in reasons(verify_run(run), "tree head")
+
+
+def test_too_few_witnesses(tmp_path: Path) -> None:
+    evidence.write_run(tmp_path / "run", witnesses=("north",))
+    text = reasons(verify_run(tmp_path / "run"), "witnesses")
+    assert text.startswith("1 of 3 sites cosigned, 2 are needed: north")
+
+
+def test_replayed_and_forged_cosignatures(run: Path) -> None:
+    whole = parse_note((run / CHECKPOINT_NAME).read_bytes())
+    lines = (run / "ledger.jsonl").read_bytes()
+    cut(run, LAST)
+    older = parse_note((run / CHECKPOINT_NAME).read_bytes())
+    (run / "ledger.jsonl").write_bytes(lines)
+    # The cosignatures of an older head, below the new one.
+    replayed = replace(whole, signatures=(whole.signatures[0], *older.signatures[1:]))
+    change_note(run, lambda _: replayed.to_bytes())
+    assert "secfed-site/north: the signature is not valid" in reasons(
+        verify_run(run), "tree head"
+    )
+    # One site's cosignature three times does not make three sites.
+    log, north, *_ = whole.signatures
+    change_note(run, lambda _: replace(whole, signatures=(log, north)).to_bytes())
+    assert "1 of 3" in reasons(verify_run(run), "witnesses")
+    thrice = replace(whole, signatures=(log, north, north, north))
+    change_note(run, lambda _: thrice.to_bytes())
+    assert "two signatures" in reasons(verify_run(run), "tree head")
+
+
+def pins() -> dict[str, str]:
+    keys = evidence.IDENTITIES
+    return {site: sha256_hex(key.public_bytes) for site, key in keys.items()}
+
+
+def test_pinned_witnesses(run: Path) -> None:
+    report = verify_run(run, FINGERPRINT, witnesses=pins())
+    assert report.passed
+    (said,) = [check.reason for check in report.checks if check.name == "witnesses"]
+    assert said.startswith("PINNED: 3 of 3")
+    wrong = pins() | {"west": "00" * 32}
+    assert "west: not a witness" in reasons(
+        verify_run(run, witnesses=wrong), "witnesses"
+    )
+    assert "east: not a witness" in reasons(
+        verify_run(run, witnesses={"east": "00" * 32}), "witnesses"
+    )
+    # A pinned site that did not cosign is missing, however many others did.
+    evidence.write_run(run.parent / "two", witnesses=("north", "south"))
+    assert "west: not under this tree head" in reasons(
+        verify_run(run.parent / "two", witnesses=pins()), "witnesses"
+    )
+
+
+def test_checkpoints_that_were_kept_elsewhere(run: Path) -> None:
+    kept = run.parent / "kept"
+    lines = (run / "ledger.jsonl").read_bytes()
+    note = (run / CHECKPOINT_NAME).read_bytes()
+    cut(run, 3)
+    kept.write_bytes((run / CHECKPOINT_NAME).read_bytes())
+    (run / "ledger.jsonl").write_bytes(lines)
+    (run / CHECKPOINT_NAME).write_bytes(note)
+    report = verify_run(run, seen=[kept])
+    assert report.passed
+    assert "checkpoints of 3 entries" in report.checks[-6].reason
+    # A longer log that somebody saw: this one was cut.
+    forked = run.parent / "fork"
+    evidence.write_run(forked, change=lambda i, b: b | {"reason": "x"} if i == 3 else b)
+    with Ledger(forked / "ledger.jsonl", evidence.KEY) as ledger:
+        before = ledger.entries()
+        ledger.append(before[-2].kind, before[-2].body, evidence.TIME)
+        kept.write_bytes(ledger.checkpoint().to_bytes())
+    text = reasons(verify_run(run, seen=[kept]), "seen before")
+    assert text.startswith(f"ledger entry {LAST + 1}: cut off")
+    # Another history of the same log: a split view.
+    kept.write_bytes((forked / CHECKPOINT_NAME).read_bytes())
+    text = reasons(verify_run(run, seen=[kept]), "seen before")
+    assert text.startswith(f"ledger entry {LAST}: two histories")
+    kept.write_bytes(b"")
+    assert "not a signed note" in reasons(verify_run(run, seen=[kept]), "seen before")
+
+
+def test_a_ledger_of_the_former_format_is_refused_by_name(run: Path) -> None:
+    fields = dict.fromkeys(("digest", "kind", "previous", "signature", "time"), "x")
+    old = {"body": {}, "index": 0, **fields}
+    rewrite_lines(run, [canonical_json(old)])
+    text = reasons(verify_run(run), "ledger")
+    assert "ledger entry 0: a ledger of format 1" in text
+    assert "this version reads format 2" in text
 
 
 # A coordinator that lies with its own key
@@ -372,7 +515,7 @@ def told_differently(
     ("index", "changes", "check"),
     [
         (0, {"method": "fedavg"}, "order of entries"),
-        (0, {"simulation_seed": 1}, "order of entries"),
+        (0, {"simulation_seed": "1"}, "order of entries"),
         (0, {"coordinator_key": "00" * 32}, "order of entries"),
         (0, {"study_digest": "00" * 32}, "order of entries"),
         (0, {"model_sha256": None}, "order of entries"),
@@ -505,7 +648,9 @@ def test_comparison_that_hides_an_arm(comparison: Path) -> None:
 
 def test_arm_with_a_broken_ledger_fails_the_comparison(comparison: Path) -> None:
     path = comparison / "arms" / "fedavg" / "ledger.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'"attempt":1', b'"attempt":2', 1))
+    lines = split_lines(path.read_bytes())
+    lines[2] = lines[2][:200] + b"A" + lines[2][201:]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
     sign_again(comparison / "arms" / "fedavg")
     sign_again(comparison)
     report = verify_run(comparison, FINGERPRINT)
