@@ -19,7 +19,7 @@ from small import (
 
 from secfed.canonical import canonical_json
 from secfed.entries import EvaluationEntry, EvaluationInterruptedEntry
-from secfed.errors import RunDirectoryError
+from secfed.errors import RunDirectoryError, TooFewWitnessesError
 from secfed.ledger import split_lines, verify_entries
 from secfed.runtime.envelope import Order, sign_order
 from secfed.runtime.local import run_arm
@@ -118,6 +118,11 @@ def test_too_few_sites_lose_the_evaluation_and_not_the_run(
     first, second, *_ = cast.study.sites
     cast.gone = {(2, "evaluation adapter"): {first, second}}
     run = tmp_path / "run"
+    # The run is over, but too few are left to say that they have seen its ledger.
+    with pytest.raises(TooFewWitnessesError, match="2 sites cosigned the ledger, 3"):
+        cast.serve(run)
+    assert not (run / "adapter").exists()
+    cast.gone, cast.away = {}, set()
     cast.serve(run)
     last = ledger(run)[-2]
     assert isinstance(last, EvaluationInterruptedEntry)
