@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from secfed.adapters.model import AdaptedModel, CausalModel, SequenceClassifier
 from secfed.errors import ModelError
-from secfed.models import WORDS, BaseModel, encode_prefix
+from secfed.models import WORDS, BaseModel, encode_prefix, moved
 from secfed.study.sections import AdapterSection
 from secfed.types import IA3, LORA_A, LORA_B, MAGNITUDE, VIRTUAL, Adapter, Tensors
 
@@ -225,7 +225,8 @@ def head_from_names(
     """
     features = encode_prefix(base, names, model.first_layer)
     with torch.inference_mode():
-        pooled = model.pooled(*features.batch(np.arange(len(names)))).numpy()
+        batch = moved(features.batch(np.arange(len(names))), model)
+        pooled = model.pooled(*batch).numpy(force=True)
     unit = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
     weight = (scale * (unit - unit.mean(axis=0))).astype(np.float32)
     return {"head.weight": weight, "head.bias": np.zeros(len(names), np.float32)}

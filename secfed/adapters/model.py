@@ -16,6 +16,7 @@ from secfed.models import (
     BaseModel,
     decoder_of,
     dense_weight,
+    device_of,
     is_quantised,
 )
 from secfed.study.kinds import AdapterKind
@@ -154,7 +155,7 @@ class AdaptedModel(nn.Module):
                 continue
             shape = _upright(layer, weight).shape
             change = _checked(module + MERGED, merged[module], shape)
-            weight.copy_(original + _upright(layer, change))
+            weight.copy_(original + _upright(layer, change.to(weight.device)))
 
     def _set_cores(self, *, present: bool) -> None:
         """Put a trainable (r, r) layer between the factors, or take it out."""
@@ -163,7 +164,8 @@ class AdaptedModel(nn.Module):
                 continue
             factor = layer if present else layer[-1]
             rank = factor.in_features
-            core = nn.Linear(int(rank), int(rank), bias=False)
+            device = device_of(factor)
+            core = nn.Linear(int(rank), int(rank), bias=False, device=device)
             parent = self.network.get_submodule(name.rpartition(".")[0])
             parent["default"] = nn.Sequential(core, factor) if present else factor
 

@@ -156,7 +156,7 @@ class CanaryLoss:
             table = torch.full((count, 2), _NOBODY, dtype=torch.int64)
             table[place.canaries, 0] = torch.as_tensor(place.rows)
             table[place.canaries, 1] = torch.as_tensor(place.columns)
-            self._where.append(table)
+            self._where.append(table.to(place.layer.weight.device))
 
     def __call__(self, network: Any, *batch: torch.Tensor) -> torch.Tensor:
         """Losses (n,); a canary's does not depend on its text."""
@@ -173,7 +173,7 @@ class CanaryLoss:
     def _dirac(
         self, layer: nn.Linear, spot: torch.Tensor, here: torch.Tensor
     ) -> torch.Tensor:
-        rows = torch.arange(len(spot))
+        rows = torch.arange(len(spot), device=spot.device)
         inputs = layer.weight.new_zeros(len(spot), 2, layer.in_features)
         inputs[rows, 0, spot[:, 1]] = 1.0
         outputs = layer(inputs)

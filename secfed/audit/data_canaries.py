@@ -28,7 +28,7 @@ from secfed.audit.refutation import Scores
 from secfed.audit.rehearsal import Rehearsal, copy_of
 from secfed.audit.streams import public_generator
 from secfed.errors import StudyError
-from secfed.models import TokenFeatures, encode_blocks, padded_batches
+from secfed.models import TokenFeatures, encode_blocks, moved, padded_batches
 from secfed.privacy.noise import simulation_stream
 from secfed.runtime.setup import random_stream
 from secfed.training import PrivateRecords, pooled_records
@@ -197,7 +197,7 @@ def _losses(
     lengths = records.features.lengths
     with torch.no_grad():
         for chosen in padded_batches(lengths, rows, _BATCH_TOKENS):
-            batch = records.batch(chosen)
+            batch = moved(records.batch(chosen), model)
             found[chosen] = loss(model, *batch).double().numpy(force=True)
     return found
 

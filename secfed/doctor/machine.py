@@ -118,7 +118,8 @@ def check_gpu() -> Finding:
     if gpu is None:
         return found("gpu", "none; the processor does the work")
     size = gpu.memory_bytes / _GIGABYTE
-    return found("gpu", f"{gpu.name}, {size:.0f} GB; studies train on the processor")
+    choice = "studies train on it, and on the processor with SECFED_DEVICE=cpu"
+    return found("gpu", f"{gpu.name}, {size:.0f} GB; {choice}")
 
 
 def check_telemetry(environment: Mapping[str, str] | None = None) -> Finding:

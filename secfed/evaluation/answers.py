@@ -21,7 +21,7 @@ from secfed.evaluation.classes import Scores, score
 from secfed.evaluation.generation import continued
 from secfed.evaluation.rouge import rouge_means
 from secfed.evaluation.texts import LOGIT_TOKENS, NOTHING, TokenCounts
-from secfed.models import AnswerFeatures, answer_places, padded_batches
+from secfed.models import AnswerFeatures, answer_places, moved, padded_batches
 from secfed.study.task import normalised
 from secfed.types import Adapter
 
@@ -151,17 +151,20 @@ def _forced(model: AdaptedModel, features: AnswerFeatures, longest: int) -> _For
         everything = np.arange(count)
         for rows in padded_batches(features.lengths, everything, 8 * LOGIT_TOKENS):
             targets = features.targets(rows, NOTHING)
-            places, asked = answer_places(targets, longest, NOTHING)
-            logits = model(*features.batch(rows), places)
+            told = answer_places(targets, longest, NOTHING)
+            whole = (*features.batch(rows), *told)
+            *batch, places, asked = moved(whole, model)
+            logits = model(*batch, places)
             each = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1),
                 asked.flatten(),
                 reduction="none",
                 ignore_index=NOTHING,
             ).view_as(asked)
-            loss[rows] = each.double().sum(dim=1).numpy()
-            wanted[rows, : asked.shape[1]] = asked.numpy()
-            likeliest[rows, : asked.shape[1]] = logits.argmax(dim=2).numpy()
+            loss[rows] = each.double().sum(dim=1).numpy(force=True)
+            wanted[rows, : asked.shape[1]] = asked.numpy(force=True)
+            best = logits.argmax(dim=2).numpy(force=True)
+            likeliest[rows, : asked.shape[1]] = best
     here = wanted != NOTHING
     counts = TokenCounts(
         loss=loss,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from secfed.adapters import AdaptedModel
-from secfed.models import Features, padded_batches
+from secfed.models import Features, moved, padded_batches
 from secfed.types import Adapter
 
 __all__ = [
@@ -69,10 +69,11 @@ def predict(
         everything = np.arange(len(features))
         for batch in padded_batches(features.lengths, everything, _BATCH_TOKENS):
             rows.append(batch)
-            outputs.append(model(*features.batch(batch)).numpy())
-    logits = np.concatenate(outputs)
-    ordered = np.empty_like(logits)
-    ordered[np.concatenate(rows)] = logits
+            logits = model(*moved(features.batch(batch), model))
+            outputs.append(logits.numpy(force=True))
+    found = np.concatenate(outputs)
+    ordered = np.empty_like(found)
+    ordered[np.concatenate(rows)] = found
     return ordered
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from secfed.adapters import AdaptedModel
-from secfed.models import padded_batches
+from secfed.models import device_of, moved, padded_batches
 
 __all__ = ["continued"]
 
@@ -39,7 +39,9 @@ def continued(
     """
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
     found: list[list[int]] = [[] for _ in prompts]
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    on_gpu = device_of(model).type == "cuda"
+    gpus = range(torch.cuda.device_count() if on_gpu else 0)
+    with torch.random.fork_rng(devices=gpus), torch.inference_mode():
         torch.manual_seed(seed)
         for rows in padded_batches(lengths, np.arange(len(prompts)), _BATCH_TOKENS):
             some = _generate(
@@ -71,6 +73,7 @@ def _generate(
             "top_k": 0,
             "top_p": 1.0,
         }
+    ids, mask = moved([ids, mask], model)
     network: Any = model.network.get_base_model()
     with model.precision(ids.device):
         out: torch.Tensor = network.generate(
@@ -82,7 +85,7 @@ def _generate(
             repetition_penalty=1.0,
             **sampling,
         )
-    return out[:, ids.shape[1] :]
+    return out[:, ids.shape[1] :].cpu()
 
 
 def _ended(ids: list[int], end: int) -> list[int]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from secfed.adapters import AdaptedModel
 from secfed.evaluation.answers import Questions, generated, read_answer
 from secfed.evaluation.texts import count_tokens
-from secfed.models import AnswerFeatures, Features, TokenFeatures
+from secfed.models import AnswerFeatures, Features, TokenFeatures, moved
 from secfed.privacy.held_back import Outcomes
 from secfed.types import Adapter
 
@@ -82,9 +82,11 @@ def _one(
 
 def _class(model: AdaptedModel, text: Features, label: int) -> tuple[int, float, float]:
     with torch.inference_mode():
-        logits = model(*text.batch(np.zeros(1, dtype=np.int64)))
+        whole = (*text.batch(np.zeros(1, dtype=np.int64)), torch.tensor([label]))
+        *batch, right = moved(whole, model)
+        logits = model(*batch)
         loss = torch.nn.functional.cross_entropy(
-            logits.double(), torch.tensor([label]), reduction="sum"
+            logits.double(), right, reduction="sum"
         )
     answer = int(logits.argmax(dim=1))
     return answer, float(answer == label), float(loss)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from secfed.adapters import AdaptedModel
-from secfed.models import TokenFeatures, padded_batches
+from secfed.models import TokenFeatures, moved, padded_batches
 from secfed.types import Adapter
 
 __all__ = ["LOGIT_TOKENS", "NOTHING", "TextScores", "TokenCounts", "count_tokens"]
@@ -71,14 +71,15 @@ def count_tokens(
     with torch.inference_mode():
         everything = np.arange(count)
         for rows in padded_batches(features.lengths, everything, LOGIT_TOKENS):
-            wanted = features.targets(rows, NOTHING)[:, 1:]
-            logits = model(*features.batch(rows))[:, :-1]
+            whole = (*features.batch(rows), features.targets(rows, NOTHING))
+            *batch, targets = moved(whole, model)
+            wanted, logits = targets[:, 1:], model(*batch)[:, :-1]
             each = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1),
                 wanted.flatten(),
                 reduction="none",
                 ignore_index=NOTHING,
             ).view_as(wanted)
-            loss[rows] = each.double().sum(dim=1).numpy()
-            right[rows] = (logits.argmax(dim=2) == wanted).sum(dim=1).numpy()
+            loss[rows] = each.double().sum(dim=1).numpy(force=True)
+            right[rows] = (logits.argmax(dim=2) == wanted).sum(dim=1).numpy(force=True)
     return TokenCounts(loss=loss, right=right, tokens=features.lengths - 1)

@@ -5,7 +5,8 @@ or by an installed package that carries the weights; nothing is ever downloaded
 (PITFALLS 30), only ``model.safetensors`` is read, and its SHA-256 must be the one
 that the study pins.
 
-``base`` holds what all models share and the states that are computed once,
+``base`` holds what all models share and the states that are computed once, ``device``
+where they are computed,
 ``encoder`` the classifiers, ``decoder`` the causal language models, ``quantisation``
 frozen weights in few bits, ``teacher`` classifiers that teach and are not trained,
 ``conversion`` the one-time way from other formats.
@@ -29,6 +30,7 @@ from secfed.models.decoder import (
     encode_blocks,
     load_causal_model,
 )
+from secfed.models.device import chosen_device, device_of, moved
 from secfed.models.encoder import encode_prefix, load_base_model, run_layers
 from secfed.models.quantisation import (
     PACKAGES,
@@ -49,9 +51,11 @@ __all__ = [
     "TeacherBase",
     "TokenFeatures",
     "answer_places",
+    "chosen_device",
     "compute_dtype",
     "decoder_of",
     "dense_weight",
+    "device_of",
     "encode_answers",
     "encode_blocks",
     "encode_prefix",
@@ -59,6 +63,7 @@ __all__ = [
     "is_quantised",
     "load_base_model",
     "load_causal_model",
+    "moved",
     "open_teacher",
     "packed_digest",
     "padded_batches",

@@ -16,6 +16,7 @@ from torch import nn
 
 from secfed.errors import ModelError
 from secfed.model_files import WEIGHTS, find_model
+from secfed.models.device import moved
 from secfed.study.sections import ModelSection
 
 __all__ = [
@@ -151,10 +152,8 @@ class Features:
     def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded states (n, longest, hidden) and mask (n, longest) of some rows."""
         texts = [self.states[self.offsets[i] : self.offsets[i + 1]] for i in rows]
-        lengths = torch.as_tensor(self.lengths[rows])
         states = nn.utils.rnn.pad_sequence(texts, batch_first=True)
-        mask = torch.arange(states.shape[1])[None, :] < lengths[:, None]
-        return states, mask
+        return states, _real(self.lengths[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -273,13 +272,17 @@ def offline_transformers() -> Any:
     return transformers
 
 
-def compute_dtype(name: str) -> torch.dtype:
-    """``bfloat16`` where the processor multiplies it natively, else float32."""
-    if name == "bfloat16" and (
-        torch.cuda.is_available() or _cpu_has("avx512_bf16") or _cpu_has("amx_bf16")
-    ):
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``bfloat16`` where the device multiplies it natively, else float32."""
+    if name == "bfloat16" and _multiplies_bfloat16(device):
         return torch.bfloat16
     return torch.float32
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return _cpu_has("avx512_bf16") or _cpu_has("amx_bf16")
 
 
 def _cpu_has(flag: str) -> bool:
@@ -308,26 +311,32 @@ def compute_states(
     done = 0
     with torch.inference_mode():
         for rows in padded_batches(lengths, np.arange(len(ids)), _PREFIX_BATCH_TOKENS):
-            tokens = _padded([ids[i] for i in rows])
-            parts = None if segments is None else _padded([segments[i] for i in rows])
-            mask = (
-                torch.arange(tokens.shape[1])[None, :]
-                < torch.as_tensor(lengths[rows])[:, None]
-            )
+            mask = _real(lengths[rows])
+            batch = [mask, _padded([ids[i] for i in rows])]
+            if segments is not None:
+                batch.append(_padded([segments[i] for i in rows]))
+            mask, tokens, *parts = moved(batch, base.network)
             with torch.autocast(
-                "cpu",
+                tokens.device.type,
                 dtype=torch.bfloat16,
                 enabled=base.compute_dtype is torch.bfloat16,
             ):
                 out = kind.words(base.network, tokens)
                 if first_layer != WORDS:
-                    out = kind.placed(base.network, out, 0, parts)
+                    out = kind.placed(base.network, out, 0, *parts)
                     out = kind.run(base.network, below, out, mask)
+            out = out.cpu()
             for position, row in enumerate(rows):
                 states[offsets[row] : offsets[row + 1]] = out[position, : lengths[row]]
             done += len(rows)
             progress(done, len(ids))
     return Features(states=states, offsets=offsets)
+
+
+def _real(lengths: NDArray[np.int64]) -> torch.Tensor:
+    """True where a token is one of the text's, bool (n, longest)."""
+    places = torch.arange(int(lengths.max()))
+    return places[None, :] < torch.as_tensor(lengths)[:, None]
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:

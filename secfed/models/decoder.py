@@ -27,6 +27,7 @@ from secfed.models.base import (
     offline_transformers,
     open_folder,
 )
+from secfed.models.device import device_of, on_device
 from secfed.models.quantisation import made_exact, settings_for
 from secfed.study.sections import ModelSection
 
@@ -223,13 +224,13 @@ def load_causal_model(section: ModelSection, base_dir: Path) -> BaseModel:
             f"has {positions} positions"
         )
     network.requires_grad_(requires_grad=False)
-    network.eval()
+    network = on_device(network.eval())
     return BaseModel(
         network=network,
         tokenizer=None,
         digest=digest,
         max_length=section.max_length,
-        compute_dtype=compute_dtype(section.dtype),
+        compute_dtype=compute_dtype(section.dtype, device_of(network)),
         architecture=decoder,
         quantisation=section.quantisation,
         rounded_digest=made_exact(decoder.layers(network), section.quantisation),

@@ -29,6 +29,7 @@ from secfed.models.base import (
     offline_transformers,
     open_folder,
 )
+from secfed.models.device import device_of, on_device
 from secfed.models.quantisation import made_exact, settings_for
 from secfed.study.sections import ModelSection
 
@@ -131,14 +132,14 @@ def load_base_model(
     nn.init.zeros_(network.classifier.weight)
     nn.init.zeros_(network.classifier.bias)
     network.requires_grad_(requires_grad=False)
-    network.eval()
+    network = on_device(network.eval())
     kind = Encoder()
     return BaseModel(
         network=network,
         tokenizer=tokenizer,
         digest=digest,
         max_length=section.max_length,
-        compute_dtype=compute_dtype(section.dtype),
+        compute_dtype=compute_dtype(section.dtype, device_of(network)),
         architecture=kind,
         quantisation=section.quantisation,
         rounded_digest=made_exact(kind.layers(network), section.quantisation),

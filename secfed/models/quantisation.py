@@ -71,7 +71,8 @@ def settings_for(transformers: Any, quantisation: str | None) -> dict[str, Any]:
         config = transformers.TorchAoConfig(
             Int8WeightOnlyConfig(), modules_to_not_convert=_KEPT
         )
-    return {"quantization_config": config}
+    # Rounded on the processor: the packed weights are the same wherever they go.
+    return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
 def made_exact(layers: nn.ModuleList, quantisation: str | None) -> str | None:
@@ -127,5 +128,6 @@ def packed_digest(layers: nn.ModuleList) -> str:
     for name, module in layers.named_modules():
         if hasattr(module, "weight") and is_quantised(module):
             found.update(name.encode() + b"\0")
-            found.update(dense_weight(module).float().contiguous().numpy().tobytes())
+            dense = dense_weight(module).float().contiguous()
+            found.update(dense.numpy(force=True).tobytes())
     return found.hexdigest()

@@ -18,6 +18,7 @@ from secfed.models.base import (
     open_folder,
     padded_batches,
 )
+from secfed.models.device import device_of, on_device
 from secfed.study.distillation import TeacherSection
 
 __all__ = ["TeacherBase", "open_teacher"]
@@ -72,14 +73,15 @@ class TeacherBase:
         self, network: Any, ids: Any, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         chosen = {name: [held[row] for row in rows] for name, held in ids.items()}
-        batch = self.tokenizer.pad(chosen, return_tensors="pt")
+        device = device_of(network)
+        batch = self.tokenizer.pad(chosen, return_tensors="pt").to(device)
         low = self.compute_dtype is torch.bfloat16
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
             logits = network(**batch).logits.float()
         if self.per_token:
             weights = batch["attention_mask"][:, :, None].float()
             logits = (logits * weights).sum(1) / weights.sum(1)
-        array: NDArray[np.float32] = logits.numpy()
+        array: NDArray[np.float32] = logits.numpy(force=True)
         return array
 
 
@@ -123,13 +125,13 @@ def open_teacher(
             f"{', '.join(sorted(told['missing_keys'])[:4])}"
         )
     network.requires_grad_(requires_grad=False)
-    network.eval()
+    network = on_device(network.eval())
     return TeacherBase(
         network=network,
         tokenizer=tokenizer,
         digest=digest,
         max_length=section.max_length,
-        compute_dtype=compute_dtype(section.dtype),
+        compute_dtype=compute_dtype(section.dtype, device_of(network)),
         per_token=name == _TOKENS,
     )
 

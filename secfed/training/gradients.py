@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secfed.errors import TrainingError
+from secfed.models import moved
 from secfed.training.losses import RecordLoss
 
 __all__ = ["FunctionalGradients", "OpacusGradients", "RecordGradients", "gradients_of"]
@@ -111,7 +112,7 @@ class OpacusGradients:
         if self._wrapped is None:
             raise TrainingError("per-record gradients were asked for outside `with`")
         count = len(batch[0])
-        total = loss(self._wrapped, *batch).sum()
+        total = loss(self._wrapped, *moved(batch, self._model)).sum()
         self._require_rows(count)
         total.backward()  # type: ignore[no-untyped-call]
         return [
@@ -196,7 +197,7 @@ class FunctionalGradients:
         try:
             # The fused kernels of attention have no rule for records of their own.
             with sdpa_kernel(SDPBackend.MATH):
-                found = of_all(dict(self._parameters), *batch)
+                found = of_all(dict(self._parameters), *moved(batch, self._model))
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise

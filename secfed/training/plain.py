@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secfed.adapters import AdaptedModel
+from secfed.models import moved
 from secfed.privacy.noise import RandomStream
 from secfed.study.sections import TrainingSection
 from secfed.training.local_steps import LocalSteps
@@ -133,7 +134,8 @@ def plain_step(
     optimizer.zero_grad(set_to_none=True)
     drawn = int(np.isin(records.units, batch).sum())
     for rows, _ in micro_batches(records, batch):
-        mean = loss(model, *records.batch(rows)).sum() / max(drawn, 1)
+        found = loss(model, *moved(records.batch(rows), model))
+        mean = found.sum() / max(drawn, 1)
         mean.backward()  # type: ignore[no-untyped-call]
     settle()
     optimizer.step()

@@ -35,9 +35,9 @@ def unit_means(
     counts = torch.bincount(unit_of_row, minlength=units)[:, None]
     return [
         torch.zeros(units, row.shape[1], device=row.device).index_add_(
-            0, unit_of_row, row
+            0, unit_of_row.to(row.device), row
         )
-        / counts
+        / counts.to(row.device)
         for row in rows
     ]
 
@@ -75,7 +75,7 @@ def _row_norms(rows: torch.Tensor) -> torch.Tensor:
     """Norms in double precision: float32 squares overflow above 1.8e19."""
     block = max(1, _BLOCK_NUMBERS // max(rows.shape[1], 1))
     parts = [part.double().norm(dim=1) for part in torch.split(rows, block)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float64)
 
 
 def _weighted_sum(
