@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.deployment_path import Cost, Reading, Rounds
@@ -30,7 +31,7 @@ __all__ = ["BEFORE", "COORDINATOR", "PATH", "play_secfed"]
 
 BEFORE = ("advertise", "shares")
 COORDINATOR = "step and commit"
-PATH = ("masked-input", "confirm", "unmask", COORDINATOR, "adapter")
+PATH = ("masked-input", "confirm", "unmask", "witness", COORDINATOR, "adapter")
 RUN_ID = "0123456789abcdef"
 _DEADLINES = Deadlines(joining=3600.0, training=3600.0, phase=3600.0)
 
@@ -56,18 +57,29 @@ class _TimedPost:
 
     def rounds(self) -> Rounds:
         """Each round's parts, with the adapter of the round after it."""
-        per = len(ORDERS)
-        whole = range(0, len(self.exchanges) - per, per)
-        return [_parts(self.exchanges[first : first + per + 1]) for first in whole]
+        begins = [
+            i for i, (phase, *_) in enumerate(self.exchanges) if phase == "adapter"
+        ]
+        return [
+            _parts(self.exchanges[first : following + 1])
+            for first, following in pairwise(begins)
+        ]
 
 
 def _parts(exchanges: list[tuple[str, Reading, Reading]]) -> dict[str, Cost]:
-    """One round from its adapter to the next one's; each part ends a later moment."""
+    """One round from its adapter to the next one's; each part ends a later moment.
+
+    The coordinator's own part lies before the sites are shown the ledger, and after.
+    """
     ends = {phase: end for phase, _, end in exchanges[:-1]}
+    shown = next(begin for phase, begin, _ in exchanges if phase == "witness")
     _, next_begins, next_ends = exchanges[-1]
     before = dict(zip(ORDERS[1:], ORDERS, strict=False))
     parts = {p: ends[p].since(ends[before[p]]) for p in ORDERS[1:]}
-    parts[COORDINATOR] = next_begins.since(ends["unmask"])
+    parts["witness"] = ends["witness"].since(shown)
+    parts[COORDINATOR] = shown.since(ends["unmask"]) + next_begins.since(
+        ends["witness"]
+    )
     parts["adapter"] = next_ends.since(next_begins)
     return parts
 

@@ -62,9 +62,10 @@ def test_the_parts_of_a_round_lie_between_its_exchanges(monkeypatch):
     for parts in rounds:
         # Two looks at the clock in each exchange; a part ends where the next begins.
         assert {parts[p] for p in ("shares", "training", "unmask")} == {Cost(2.0, 4.0)}
-        assert parts[COORDINATOR] == Cost(1.0, 2.0)
+        assert parts["witness"] == Cost(1.0, 2.0)
+        assert parts[COORDINATOR] == Cost(2.0, 4.0)
         assert parts["adapter"] == Cost(1.0, 2.0)
-        assert summed(parts, PATH) == Cost(8.0, 16.0)
+        assert summed(parts, PATH) == Cost(10.0, 20.0)
         assert set(BEFORE) | set(PATH) | {"training"} == parts.keys()
 
 

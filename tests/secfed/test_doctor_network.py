@@ -231,7 +231,8 @@ def test_this_clock_is_the_one_that_is_asked_for(ours: Path) -> None:
     with served(ours) as port:
         ahead = check_clock(route(ours, port), lambda: time.time() + 3600)
     assert ahead.status == "failed"
-    assert "3600 s" in ahead.text.replace("3599", "3600")
+    # The date in an answer has no fractions, and a busy machine answers late.
+    assert 3595 <= int(ahead.text.split(" s ahead")[0]) <= 3605
 
 
 def test_without_a_date_the_clock_is_unknown(ours: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deployed import Cast, identity_of
-from small import small_policy, small_study
+from small import planned, small_policy, small_study
 
 from secfed.runtime.envelope import Sealed
 from secfed.runtime.setup import Prepared
@@ -66,7 +66,8 @@ def test_no_file_holds_a_secret_of_a_session(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     study = small_study(rounds=2, seed=31)
-    cast = Watched(prepared, study, small_policy(), tmp_path / "sites")
+    own = planned(prepared, study)
+    cast = Watched(own, study, small_policy(), tmp_path / "sites")
     cast.serve(tmp_path / "run")
     # Per site and round: b, R, a share of its own, one of each of three others twice,
     # and the encoded update.

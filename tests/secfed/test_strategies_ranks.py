@@ -20,7 +20,7 @@ from masked import (
     train,
 )
 from safetensors.numpy import load_file
-from small import EXAMPLE, make_sites, small_policy, study_values
+from small import EXAMPLE, make_sites, planned, small_policy, study_values
 
 from secfed.adapters import attach_adapter
 from secfed.client import Contribution, NoGuard, Site
@@ -340,7 +340,8 @@ def arm_of(prepared: Prepared, study: Study, run: Path, progress: NoProgress) ->
     policy = small_policy().model_copy(update={"allowed_methods": (method,)})
     private = run / "private"
     private.mkdir(parents=True)
-    return run_arm(Arm(method, study), prepared, run, private, "run", policy, progress)
+    own = planned(prepared, study)
+    return run_arm(Arm(method, study), own, run, private, "run", policy, progress)
 
 
 class Notes(NoProgress):

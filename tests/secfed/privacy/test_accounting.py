@@ -418,7 +418,6 @@ SAMPLED = {"event": "poisson-sampled", "sampling_probability": 0.1, "of": GAUSSI
         {**GAUSSIAN, "extra": 1},
         {**GAUSSIAN, "noise_multiplier": 0.0},
         {**GAUSSIAN, "noise_multiplier": -1.0},
-        {**GAUSSIAN, "noise_multiplier": 1},
         {**GAUSSIAN, "noise_multiplier": True},
         {**GAUSSIAN, "noise_multiplier": "1.0"},
         {**GAUSSIAN, "noise_multiplier": float("nan")},
@@ -438,6 +437,13 @@ SAMPLED = {"event": "poisson-sampled", "sampling_probability": 0.1, "of": GAUSSI
 def test_other_json_is_refused(value):
     with pytest.raises(PlanError):
         event_from_json(value)
+
+
+def test_a_whole_number_is_a_number():
+    # JCS writes 1.0 as 1.
+    assert event_from_json({**GAUSSIAN, "noise_multiplier": 1}) == event_from_json(
+        {**GAUSSIAN, "noise_multiplier": 1.0}
+    )
 
 
 @pytest.mark.parametrize(
