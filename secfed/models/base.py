@@ -281,7 +281,8 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native
     return _cpu_has("avx512_bf16") or _cpu_has("amx_bf16")
 
 
