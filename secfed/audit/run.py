@@ -184,5 +184,8 @@ def _subject(
         "charged_parts": list(charged),
         "charged_rounds": rounds * len(charged),
         "charged_epsilon": cost if charged else 0.0,
-        "budget": request.policy.budget_dir or "in the audit's own folder (rehearsal)",
+        # Not the folder: an audit.json leaves in a release.
+        "budget": "the sites' own"
+        if request.policy.budget_dir
+        else "in the audit's own folder (rehearsal)",
     }

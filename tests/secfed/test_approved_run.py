@@ -114,4 +114,5 @@ def test_an_audit_asks_the_operators_of_the_study(tmp_path: Path) -> None:
     sign(study, tmp_path)
     report = run_audit(request, NoProgress())
     assert report.subject["study_digest"] == study.digest()
+    assert str(tmp_path) not in (tmp_path / "audit" / "audit.json").read_text("utf-8")
     assert len(account(tmp_path).charges) == 1
