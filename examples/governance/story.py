@@ -29,7 +29,7 @@ _PROGRAMS: Final = {
     SECFED: ("-m", "secfed.cli"),
     FAULTY: (str(_HERE / FAULTY),),
 }
-_LOUD: Final = 1
+_FAILED: Final = 1
 
 
 class StoryError(Exception):
@@ -52,7 +52,7 @@ def main() -> int:
         _tell(folder)
     except StoryError as error:
         _say("", f"THE STORY FAILED: {error}")
-        return _LOUD
+        return _FAILED
     _say("", f"every step behaved as told; {time.monotonic() - started:.0f} seconds")
     return 0
 
