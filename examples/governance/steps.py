@@ -61,7 +61,7 @@ class Part:
     steps: tuple[Command | Deed, ...]
 
 
-_AUDIT: Final = "audit study.toml --parts A,B --canaries 8000"
+_AUDIT: Final = "audit study.toml --parts A,B --canaries 4000"
 
 
 def _check(study: str) -> str:
@@ -200,7 +200,7 @@ _AUDITED: Final = Part(
     (
         Command(
             f"{SECFED} {_AUDIT} --run first --out audit",
-            "A copy of the run with 8,000 canaries; it costs the hospitals what a run "
+            "A copy of the run with 4,000 canaries; it costs the hospitals what a run "
             "costs. Look at the p-value in part B, and at the last lines.",
             finds=("not refuted",),
         ),
