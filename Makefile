@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo demo-deployment test test-deployment fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification bench-deployment bench-simulation clean
+.PHONY: help setup demo demo-deployment demo-governance test test-deployment fast coverage vectors fuzz exhaustive check lint types layers bench-secagg bench-training bench-utility bench-aggregation bench-amplification bench-deployment bench-simulation clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,9 @@ test-deployment: $(STAMP) ## a coordinator and its sites as processes; what goes
 
 demo-deployment: $(STAMP) ## coordinator and four sites as processes with TLS; one is killed in a round
 	$(BIN)/python examples/deployment/demo.py $(DEMO)
+
+demo-governance: $(STAMP) ## refused, approved, spent, released, attacked: a story with real commands
+	$(BIN)/python examples/governance/story.py $(DEMO)
 
 fast: $(STAMP)   ## run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not deployment"

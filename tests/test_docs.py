@@ -53,6 +53,7 @@ DOCUMENTS = (
     "examples/lora_aggregation/same_rank/README.md",
     "examples/lora_aggregation/which_factor/README.md",
     "examples/lora_aggregation/unequal_ranks/README.md",
+    "examples/governance/README.md",
     "examples/cola/README.md",
     "examples/mrpc_as_text/README.md",
     "examples/distillation/README.md",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from secfed.canonical import canonical_json
 from secfed.data import load_sites
 from secfed.data.own import load_own
 from secfed.errors import PolicyError, RunDirectoryError, StudyError
+from secfed.governance import StudyManifest, consent_of
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.runtime.directory import write_atomically
@@ -91,6 +92,7 @@ def run_audit(request: AuditRequest, progress: Progress) -> AuditReport:
     if request.study.mentor_adapter is not None:
         raise StudyError(request.study.name, "distillation.mutual", _NO_PAIRS)
     # 2
+    request = replace(request, policy=_asking(request))
     prepared = _prepare(request, site, progress)
     rehearsal = Rehearsal(
         study=copy_of(request.study, request.rounds),
@@ -137,6 +139,20 @@ def require_own_folder(folder: Path) -> None:
         raise RunDirectoryError(f"{folder}: not a new folder; choose another --out")
 
 
+def _asking(request: AuditRequest) -> SitePolicy:
+    """The policy; where people must sign, whoever approved the study approved its copy.
+
+    The copy has another digest, and differs in what cannot change the guarantee only.
+    """
+    policy, study = request.policy, request.study
+    if policy.approvals is None or policy.consent is not None:
+        return policy
+    consent = consent_of(policy, StudyManifest(study)).consent
+    if consent is None:
+        return policy
+    return policy.asking(lambda _copy: consent(study), policy.approvals)
+
+
 def _prepare(request: AuditRequest, site: str, progress: Progress) -> Prepared:
     study, base = request.study, request.base_dir
     data = load_own(study, base, site) if request.own else load_sites(study, base)
@@ -168,5 +184,8 @@ def _subject(
         "charged_parts": list(charged),
         "charged_rounds": rounds * len(charged),
         "charged_epsilon": cost if charged else 0.0,
-        "budget": request.policy.budget_dir or "in the audit's own folder (rehearsal)",
+        # Not the folder: an audit.json leaves in a release.
+        "budget": "the sites' own"
+        if request.policy.budget_dir
+        else "in the audit's own folder (rehearsal)",
     }

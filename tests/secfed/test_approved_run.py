@@ -9,6 +9,8 @@ import pytest
 from encoders import make_encoder, pair_policy, pair_study, write_pairs
 from governed import ANNA
 
+from secfed.audit.dirac import DiracSettings
+from secfed.audit.run import AuditRequest, run_audit
 from secfed.errors import BudgetExceededError, PolicyError
 from secfed.governance import StudyManifest
 from secfed.governance.approvals import approve, read_approvals, withdraw
@@ -93,3 +95,24 @@ def test_an_approved_run_and_the_next_study_on_the_same_people(tmp_path: Path) -
     withdraw(tmp_path / "approvals", ANNA, signed, reason="", withdrawn_at=now)
     with pytest.raises(PolicyError, match="was withdrawn"):
         run(study, "fourth")
+
+
+def test_an_audit_asks_the_operators_of_the_study(tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    study = pair_study("bert", make_encoder(tmp_path / "model"), training__rounds=1)
+    request = AuditRequest(
+        study=study,
+        base_dir=tmp_path,
+        policy=asking(study, tmp_path),
+        folder=tmp_path / "audit",
+        parts=("B",),
+        dirac=DiracSettings(canaries=40, repetitions=0),
+    )
+    with pytest.raises(PolicyError, match="approved by 0 of 1"):
+        run_audit(request, NoProgress())
+    assert not (tmp_path / "budgets").exists()
+    sign(study, tmp_path)
+    report = run_audit(request, NoProgress())
+    assert report.subject["study_digest"] == study.digest()
+    assert str(tmp_path) not in (tmp_path / "audit" / "audit.json").read_text("utf-8")
+    assert len(account(tmp_path).charges) == 1
