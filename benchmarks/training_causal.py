@@ -90,7 +90,8 @@ def causal(
 ) -> Subject:
     """A random GPT-2 with a new adapter; ``exact``: float32 throughout."""
     assert case.shape is not None
-    dtype = torch.float32 if exact else compute_dtype("bfloat16")
+    wanted = "float32" if exact else "bfloat16"
+    dtype = compute_dtype(wanted, torch.device(device))
     network = _network(case.shape, case.size.max_length, device)
     first = case.shape.layers - case.layers if case.layers else 0
     with warnings.catch_warnings():
