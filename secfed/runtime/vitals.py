@@ -24,6 +24,7 @@ SITE_PHASES: Final = {
     "adapter": "send the adapter",
     "training": "local training",
     **PHASES,
+    "witness": "cosign the ledger",
 }
 """An order's phase, and its name for people; a round has no other."""
 

@@ -29,11 +29,18 @@ from secfed.errors import (
     StudyError,
     TooFewSitesError,
 )
+from secfed.runtime.envelope import ORDERS
 from secfed.runtime.metrics_server import loopback, serving_metrics
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.served import create_served, open_served
 from secfed.runtime.status import StatusProgress
-from secfed.runtime.vitals import PREPARING, Vitals, known_phase, metrics_text
+from secfed.runtime.vitals import (
+    PREPARING,
+    SITE_PHASES,
+    Vitals,
+    known_phase,
+    metrics_text,
+)
 
 FULL = Vitals(
     role="coordinator",
@@ -66,6 +73,10 @@ def answer(port: int, path: str) -> tuple[int, str]:
 
 
 # The text
+
+
+def test_every_order_has_a_name_for_people() -> None:
+    assert set(SITE_PHASES) == set(ORDERS)
 
 
 def test_every_line_is_of_the_format_and_every_name_is_told_of_once() -> None:
