@@ -383,7 +383,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--public-records", type=int, default=3000, help="that train the teacher")
     add("--weight", type=float, default=0.5, help="of the teacher's part of the loss")
     add("--temperature", type=float, default=2.0)
-    add("--epochs", type=int, default=3, help="of full fine-tuning")
+    add("--epochs", type=int, default=1, help="of full fine-tuning")
     add("--batch", type=int, default=32)
     add("--learning-rate", type=float, default=1e-4)
     add("--student", type=Path, help="folder of another encoder, as DistilBERT's")
