@@ -126,7 +126,7 @@ def run_simulation(
 
 
 def _check(study: Study) -> None:
-    """Refuse what a deployment cannot play yet.
+    """Refuse what a deployment cannot play yet, and what this engine does not.
 
     Raises:
         StudyError: The study runs in the local runtime only.
@@ -140,6 +140,13 @@ def _check(study: Study) -> None:
             "the simulation engine plays a deployment, which cannot do this yet; "
             "leave --engine simulation out",
         ) from error
+    if study.evaluation is not None:
+        raise StudyError(
+            f"study {study.name}",
+            "evaluation",
+            "the simulation engine does not score held-back records yet; remove the "
+            "table, or leave --engine simulation out",
+        )
 
 
 def _processors() -> int:

@@ -37,7 +37,7 @@ from secfed.runtime.record import Arm
 from secfed.runtime.resume import resume_run
 from secfed.runtime.setup import Prepared
 from secfed.runtime.simulated import run_simulation
-from secfed.study import Study
+from secfed.study import Study, load_study_dict
 from secfed.verify import verify_run
 
 SEED = 23
@@ -194,6 +194,19 @@ def test_what_a_deployment_lacks_is_refused_before_anything_is_made(
     )
     with pytest.raises(StudyError, match="leave --engine simulation out"):
         simulate(personal, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_scores_of_held_back_records_are_refused(tmp_path: Path) -> None:
+    values = small_study().canonical()
+    values["evaluation"] = {
+        "fraction": 0.2,
+        "metrics": ["accuracy"],
+        "noise_multiplier": 5.0,
+    }
+    study = load_study_dict(values, "evaluated")
+    with pytest.raises(StudyError, match="does not score held-back records"):
+        simulate(study, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
