@@ -35,14 +35,14 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
 def write_parts(folder: Path) -> None:
     """What ``divide`` writes, made up."""
     folder.mkdir(parents=True)
-    for part, count in (("public", 6), ("sites", 20), ("holdout", 5)):
+    for part, count in (("public", 6), ("search", 4), ("sites", 20), ("holdout", 5)):
         rows = [f"{part} {number}\t{number % 2}" for number in range(count)]
         text = "\n".join(["sentence\tlabel", *rows]) + "\n"
         (folder / f"{part}.tsv").write_text(text, encoding="utf-8")
 
 
 def options_for(scripts: dict[str, ModuleType], *argv: str) -> Any:
-    return scripts["distillation_table"]._options(argv)
+    return scripts["distillation_table"].options_of(argv)
 
 
 def test_a_study_differs_from_the_shipped_one_as_the_row_says(
@@ -143,7 +143,7 @@ def test_a_kept_cell_is_not_run_again(
     (tmp_path / "cola" / "central-lora-r8-s3.json").write_text(json.dumps(kept))
     options = options_for(scripts, "--out", str(tmp_path))
     table = scripts["distillation_table"]
-    assert table._cell(options, "central-lora", "cola", 8, 3) == kept
+    assert table.cell_of(options, "central-lora", "cola", 8, 3) == kept
 
 
 class OneLayer:

@@ -1,7 +1,8 @@
 """What goes wrong between machines, with real processes on loopback (kill -9 and all).
 
 The parties are forked (``faulty.py``), so that a start takes seconds; what they run
-is what `secfed serve` and `secfed site run` run. `make test-deployment` runs these.
+is what `secfed serve` and `secfed site run` run. One short study is in `make test`, the
+others in `make test-deployment`.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from typing import Any
 import pytest
 from faulty import SEED, Fault, run_coordinator, run_site, study_of, toml_of
 from parties import Parties, protecting_of, set_up
-from small import EXAMPLE, study_values
+from small import EXAMPLE, planned, small_policy, small_study, study_values
 
+from secfed.canonical import file_sha256
 from secfed.entries import InterruptedEntry, RoundEntry
-from secfed.ledger import split_lines, verify_entries
+from secfed.ledger import CHECKPOINT_NAME, split_lines, verify_entries
 from secfed.privacy.budget import Budget
 from secfed.runtime.deployed import Deadlines
 from secfed.runtime.keys import read_coordinator_key
+from secfed.runtime.local import run_arm
+from secfed.runtime.progress import NoProgress
+from secfed.runtime.record import Arm
+from secfed.runtime.setup import Prepared
 from secfed.signing import CoordinatorKey
 from secfed.verify import verify_run
-
-pytestmark = pytest.mark.deployment
 
 A, B, C, D = study_of(2).sites
 PHASES = ("advertise", "shares", "training", "masked-input", "confirm", "unmask")
@@ -140,6 +144,43 @@ def assert_sound(forked: Forked, kept: Sequence[str] = ()) -> None:
         assert set(spent) <= {n for n, entry in rounds.items() if site in entry.spent}
 
 
+@pytest.mark.slow
+def test_a_study_between_processes_with_a_killed_site_is_the_local_runtimes(
+    forked: Callable[[int], Forked], prepared: Prepared, tmp_path: Path
+) -> None:
+    run = forked(1)
+    run.coordinator()
+    for site in (A, C, D):
+        run.site(site)
+    run.site(B, Fault("kill", 1, "masked-input"))
+    run.finish()
+    assert_sound(run)
+    assert run.rounds()[1].dropouts == {B: "shares"}
+    told = (run.run / CHECKPOINT_NAME).read_text("utf-8")
+    assert [f"secfed-site/{site}" in told for site in (A, B, C, D)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    study = small_study(rounds=1, seed=SEED, dropouts=[(1, B, "shares")])
+    local = tmp_path / "local"
+    (local / "private").mkdir(parents=True)
+    run_arm(
+        Arm("ffa-lora", study),
+        planned(prepared, study),
+        local,
+        local / "private",
+        "local",
+        small_policy(),
+        NoProgress(),
+    )
+    for number in range(2):
+        name = f"adapters/round-{number:03d}.safetensors"
+        assert file_sha256(run.run / name) == file_sha256(local / name)
+
+
+@pytest.mark.deployment
 def test_a_site_killed_in_each_phase_comes_back_in_the_next_round(
     forked: Callable[[int], Forked],
 ) -> None:
@@ -164,6 +205,7 @@ def test_a_site_killed_in_each_phase_comes_back_in_the_next_round(
     assert run.charged(B) == [2, 3, 4, 5, 6]
 
 
+@pytest.mark.deployment
 def test_a_coordinator_killed_in_each_phase_resumes_and_repeats_no_round(
     forked: Callable[[int], Forked],
 ) -> None:
@@ -186,6 +228,7 @@ def test_a_coordinator_killed_in_each_phase_resumes_and_repeats_no_round(
         assert [n for n in run.charged(site) if n > 1] == [2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.deployment
 def test_a_truncated_answer_a_late_site_and_a_full_disk_cost_one_round_each(
     forked: Callable[[int], Forked],
 ) -> None:
@@ -214,6 +257,7 @@ def test_a_truncated_answer_a_late_site_and_a_full_disk_cost_one_round_each(
     assert run.charged(C, "kept") == [1, 2, 3, 4]
 
 
+@pytest.mark.deployment
 def test_a_stolen_node_key_without_the_identity_connects_and_says_nothing_that_counts(
     forked: Callable[[int], Forked],
 ) -> None:
@@ -232,6 +276,7 @@ def test_a_stolen_node_key_without_the_identity_connects_and_says_nothing_that_c
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
+@pytest.mark.deployment
 def test_sites_do_not_answer_for_a_study_that_they_did_not_approve(
     forked: Callable[[int], Forked],
 ) -> None:
@@ -249,6 +294,7 @@ def test_sites_do_not_answer_for_a_study_that_they_did_not_approve(
     assert run.rounds() == {}
 
 
+@pytest.mark.deployment
 def test_a_revoked_site_is_asked_nothing_and_the_study_goes_on(
     forked: Callable[[int], Forked],
 ) -> None:
