@@ -53,17 +53,21 @@ _RANKED: Final = (
     "federated-lora-mutual",
 )
 Cell = dict[str, Any]
+Steps = tuple[float, float]
+STEPS: Final[Mapping[tuple[str, str], Steps]] = {}
+"""Step sizes of adapter and head, by data set and row: what ``step_search.py`` found
+for the small studies. Where there is none, those of the study."""
 
 
 def main() -> None:
     """Run what is missing, or one cell, and print the table."""
-    options = _options(sys.argv[1:])
+    options = options_of(sys.argv[1:])
     if options.cell:
         row, dataset, rank, seed = options.cell
         print(json.dumps(run_cell(options, row, dataset, int(rank), int(seed))))  # noqa: T201
         return
     cells = [
-        _cell(options, row, dataset, rank, seed)
+        cell_of(options, row, dataset, rank, seed)
         for dataset in options.datasets
         for seed in options.seeds
         for row in options.rows
@@ -72,13 +76,13 @@ def main() -> None:
     print("\n".join(table(cells)))  # noqa: T201
 
 
-def _cell(
+def cell_of(
     options: argparse.Namespace, row: str, dataset: str, rank: int, seed: int
 ) -> Cell:
     """One cell's numbers: kept from an earlier call, or from a fresh process."""
     kept = options.out / dataset / f"{row}-r{rank}-s{seed}.json"
     if not kept.is_file():
-        command = [sys.executable, __file__, *sys.argv[1:]]
+        command = [sys.executable, __file__, *options.argv]
         command += ["--cell", row, dataset, str(rank), str(seed)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -99,20 +103,35 @@ def run_cell(
     divide(dataset, options.out / dataset, options.public_share)
     named: Cell = {"row": row, "dataset": dataset, "rank": rank, "seed": seed}
     if row in _RANKED:
-        return named | _adapted(options, row, dataset, rank, seed)
+        steps = None if options.full else STEPS.get((dataset, row))
+        return named | adapted(options, row, dataset, rank, seed, steps)
     return named | _whole(options, row, dataset, seed)
 
 
 # Adapters, private
 
 
-def _adapted(
-    options: argparse.Namespace, row: str, dataset: str, rank: int, seed: int
+def adapted(
+    options: argparse.Namespace,
+    row: str,
+    dataset: str,
+    rank: int,
+    seed: int,
+    steps: Steps | None,
+    scored_on: str = "holdout",
 ) -> Cell:
     """LoRA under the study's plan: masked at four sites, or all in one place."""
     mutual = row.endswith("-mutual")
     kd = mutual or row.endswith("-kd")
-    study = study_of(options, dataset, rank=rank, kd=kd, mutual=mutual)
+    study = study_of(
+        options,
+        dataset,
+        rank=rank,
+        kd=kd,
+        mutual=mutual,
+        steps=steps,
+        scored_on=scored_on,
+    )
     prepared = _prepared(options, study.with_seed(seed), dataset)
     train = _in_one_place if row.startswith("central") else _federated
     return train(study.with_seed(seed), prepared)
@@ -125,18 +144,24 @@ def study_of(
     rank: int,
     kd: bool,
     mutual: bool = False,
+    steps: Steps | None = None,
+    scored_on: str = "holdout",
 ) -> Study:
     """The shipped study of the data set, over the sites' part of it.
 
     ``mutual``: the teacher's weights are where a mentor starts, with a new head.
+    ``steps``: of adapter and head, for the federated rule and the one place alike.
     """
     from divided_texts import study_over  # noqa: PLC0415
 
+    from secfed.runtime.pooled import RULE  # noqa: PLC0415
+
     adapter: dict[str, Any] = {"r": rank, "lora_alpha": 2.0 * rank}
-    changes: dict[str, dict[str, Any]] = {
-        "adapter": adapter,
-        "training": {"method": options.method},
-    }
+    training: dict[str, Any] = {"method": options.method}
+    if steps is not None:
+        training["learning_rate"] = dict.fromkeys((options.method, RULE), steps[0])
+        training["head_learning_rate"] = steps[1]
+    changes: dict[str, dict[str, Any]] = {"adapter": adapter, "training": training}
     if options.student is not None:
         changes["model"] = _by_path(options.student) | {
             "package": None,
@@ -155,9 +180,13 @@ def study_of(
             "adaptive": True,
             "mentor": {"target_modules": options.mentor_targets},
         }
-    folder = options.out / dataset
     return study_over(
-        dataset, folder, full=options.full, records=options.records, changes=changes
+        dataset,
+        options.out / dataset,
+        full=options.full,
+        records=options.records,
+        scored_on=scored_on,
+        changes=changes,
     )
 
 
@@ -368,7 +397,8 @@ def _usual_rows() -> list[str]:
     return [row for row in ROWS if row not in _WHEN_ASKED]
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
+def options_of(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; ``argv`` of what is found is for a cell's process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True)
@@ -399,6 +429,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--trained-on", default="", help="which public data trained --teacher")
     add("--cell", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    options.argv = list(argv)
     if options.teacher and not options.trained_on:
         parser.error("--trained-on: say which public data trained the teacher")
     return options

@@ -1,7 +1,8 @@
-"""A data set in three files: public records for a teacher, the sites' own, a test set.
+"""A data set in four files: for a teacher, for a search, the sites' own, a test set.
 
-The division is by the text itself, so that a sentence that occurs twice is on one side
-only, and no sentence of the test set is on either.
+What trains the teacher and what a search of step sizes is scored on are declared
+public. The division is by the text itself, so that a sentence that occurs twice is in
+one file only, and no sentence of the test set is in another.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ __all__ = ["DATASETS", "Labelled", "divide", "read_labelled", "study_over"]
 
 EXAMPLES: Final = Path(__file__).resolve().parents[1]
 DATASETS: Final = ("cola", "sst2")
-PARTS: Final = ("public", "sites", "holdout")
+PARTS: Final = ("public", "search", "sites", "holdout")
+SEARCH_SHARE: Final = 0.1
+"""Of the training records, public too: step sizes are searched on them."""
+
 _TEXT, _LABEL = "sentence", "label"
 _LEAST_BATCHES: Final = 3
 """In a site's records: of fewer records than the study's a batch is smaller."""
@@ -37,12 +41,13 @@ class Labelled:
 
 
 def divide(name: str, folder: Path, public_share: float) -> None:
-    """Write ``public.tsv``, ``sites.tsv`` and ``holdout.tsv``, unless they are there.
+    """Write a file for each of ``PARTS``, unless they are there.
 
     Args:
         name: One of ``DATASETS``.
         folder: Where they are written.
-        public_share: Of the training records, by the hash of their text.
+        public_share: Of the training records, by the hash of their text; trains the
+            teacher.
 
     Raises:
         SystemExit: The data set is not on this machine.
@@ -53,10 +58,10 @@ def divide(name: str, folder: Path, public_share: float) -> None:
     rows = _rows(study, study.data.source, name)
     held = _rows(study, str(study.data.holdout.source), name)
     kept = {text for text, _ in held}
-    parts: dict[str, list[Row]] = {"public": [], "sites": [], "holdout": held}
+    parts: dict[str, list[Row]] = {part: [] for part in PARTS} | {"holdout": held}
     for row in rows:
         if row[0] not in kept:
-            parts["public" if _share(row[0]) < public_share else "sites"].append(row)
+            parts[_part(_share(row[0]), public_share)].append(row)
     folder.mkdir(parents=True, exist_ok=True)
     for part, own in parts.items():
         _write(folder / f"{part}.tsv", own)
@@ -74,6 +79,12 @@ def _rows(study: Study, source: str, name: str) -> list[Row]:
         columns[str(study.data.label_column)],
     )
     return [(text.strip(), label) for text, label in zip(*found, strict=True)]
+
+
+def _part(share: float, public_share: float) -> str:
+    if share < public_share:
+        return "public"
+    return "search" if share < public_share + SEARCH_SHARE else "sites"
 
 
 def _share(text: str) -> float:
@@ -102,6 +113,7 @@ def study_over(
     *,
     full: bool,
     records: int,
+    scored_on: str,
     changes: Mapping[str, Mapping[str, Any]],
 ) -> Study:
     """The shipped study of the data set, over the sites' part and with changes.
@@ -111,6 +123,7 @@ def study_over(
         folder: Where ``divide`` wrote.
         full: ``study_full.toml`` and not ``study.toml``.
         records: Of all sites; public, and declared in equal shares.
+        scored_on: The part that is the study's hold-out.
         changes: Keys by table.
     """
     file = "study_full.toml" if full else "study.toml"
@@ -121,7 +134,7 @@ def study_over(
         "text_column": _TEXT,
         "label_column": _LABEL,
         "max_records": records,
-        "holdout": {"source": str((folder / "holdout.tsv").resolve())},
+        "holdout": {"source": str((folder / f"{scored_on}.tsv").resolve())},
     }
     sites = values["data"]["partition"]["sites"]
     values["privacy"]["nominal_units"] = dict.fromkeys(sites, records // len(sites))
