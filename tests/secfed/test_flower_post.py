@@ -65,7 +65,7 @@ class FakeGrid:
 def grid(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> FakeGrid:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 2, 1
     monkeypatch.setattr(server_app, "_NODES_SECONDS", 0.0)
-    monkeypatch.setattr(server_app, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(server_app, "_LOOK_SECONDS", (0.0, 0.0))
     names = ("north", "south")
     keys = {name: make_site_keys(tmp_path / name).node_public for name in names}
     return FakeGrid(keys, dict.fromkeys(names, "morning"), answering=set(names))

@@ -21,17 +21,15 @@ import httpx
 from flwr.common.constant import SubStatus
 from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
-    ListNodesRequest,
     RegisterNodeRequest,
     StartRunRequest,
-    UnregisterNodeRequest,
 )
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
 )
-from flwr.supercore.constant import NodeStatus, TaskType
+from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import (
@@ -55,7 +53,7 @@ from secfed.runtime.flower.children import (
     wait_for_port,
 )
 from secfed.runtime.flower.runner import ACQUIRE, alive
-from secfed.runtime.flower.server_app import public_der, server_app
+from secfed.runtime.flower.server_app import server_app
 from secfed.runtime.flower.superlink import TOKEN_HEADER
 
 __all__ = ["Listener", "coordinate"]
@@ -85,7 +83,7 @@ def coordinate(
     Args:
         listener: What sites connect to.
         nodes: The pinned node key (PEM) of every site; no other node is admitted.
-        folder: The coordinator's private folder: Flower's database and its log.
+        folder: The coordinator's private folder: Flower's home and its log.
         run: The loop.
         bundle: Another app than the installed; sites refuse it.
 
@@ -113,7 +111,6 @@ def _superlink(listener: Listener, folder: Path, token: str) -> Iterator[str]:
         "port": listener.port,
         "private_port": port,
         "certificate": str(listener.certificate),
-        "database": str(folder / "superlink.sqlite"),
         "token": token,
     }
     child = Child(
@@ -143,22 +140,12 @@ class _Token:
 
 
 def _register(address: str, token: str, nodes: Mapping[str, str]) -> None:
-    """Admit the nodes of the roster, and them only; a resumed run may know others."""
+    """Admit the nodes of the roster; Flower's database is new and knows no other."""
     client = _control(address, token)
     try:
-        held = client.ListNodes(ListNodesRequest()).nodes_info
-        known = {
-            public_der(node.public_key): node.node_id
-            for node in held
-            if node.status != NodeStatus.UNREGISTERED
-        }
-        wanted = {public_der(pem): site for site, pem in nodes.items()}
-        for key in known.keys() - wanted.keys():
-            client.UnregisterNode(UnregisterNodeRequest(node_id=known[key]))
         for site, pem in nodes.items():
-            if public_der(pem) not in known:
-                request = RegisterNodeRequest(public_key=pem.encode(), name=site)
-                client.RegisterNode(request)
+            request = RegisterNodeRequest(public_key=pem.encode(), name=site)
+            client.RegisterNode(request)
     except httpx.HTTPError as error:
         raise RunDirectoryError(f"Flower refuses to register: {error}") from error
     finally:

@@ -47,6 +47,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from secfed.runtime.flower.bundle import app_digest
+from secfed.runtime.flower.pauses import Pauses
 from secfed.runtime.flower.supernode import FIRST_BACKOFF_SECONDS
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["ACQUIRE", "Runner", "alive", "runtime_client"]
 
 ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
-_LOOK_SECONDS: Final = 0.1
+_LOOK_SECONDS: Final = (0.1, 0.5)  # Between two questions to the SuperNode.
 _HEARTBEAT_SECONDS: Final = 15.0
 _MESSAGE_SECONDS: Final = 60.0
 
@@ -100,6 +101,7 @@ class Runner:
     def run(self, until: Callable[[], bool]) -> None:
         """Take tasks, one at a time, until ``until`` says so."""
         request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        looks = Pauses(*_LOOK_SECONDS)
         while not until():
             try:
                 taken = self._tasks.AcquireTask(request)
@@ -108,8 +110,9 @@ class Runner:
                 continue
             if taken.HasField("task") and taken.token:
                 self._task(taken.token)
+                looks.came()
             else:
-                time.sleep(_LOOK_SECONDS)
+                looks.wait()
 
     def _task(self, token: str) -> None:
         client = runtime_client(self._address, RuntimeTokenHttpInterceptor(token))

@@ -22,11 +22,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from secfed.errors import VerificationError
 from secfed.runtime.envelope import Post, Sealed
+from secfed.runtime.flower.pauses import Pauses
 from secfed.runtime.flower.records import from_record, to_record, type_of
 
 __all__ = ["FlowerPost", "public_der", "server_app"]
 
-_LOOK_SECONDS: Final = 0.1
+_LOOK_SECONDS: Final = (0.1, 0.5)  # Between two looks for answers.
 _NODES_SECONDS: Final = 2.0  # Between two questions who is connected.
 _ONLINE: Final = "online"
 
@@ -91,7 +92,7 @@ class FlowerPost:
         end = time.monotonic() + seconds
         waits, self._first = self._first, False
         unsent, pending = dict(orders), dict[str, tuple[str, Node]]()
-        asked_nodes = -_NODES_SECONDS
+        asked_nodes, looks = -_NODES_SECONDS, Pauses(*_LOOK_SECONDS)
         while time.monotonic() < end:
             if time.monotonic() - asked_nodes >= _NODES_SECONDS:
                 asked_nodes = time.monotonic()
@@ -109,10 +110,11 @@ class FlowerPost:
                 return
             for message_id, sealed in self._look(pending):
                 site, _ = pending.pop(message_id)
+                looks.came()
                 if sealed is not None:
                     yield site, sealed
             if pending or unsent:
-                time.sleep(_LOOK_SECONDS)
+                looks.wait()
 
     def _online(self) -> dict[str, Node]:
         """The node of every site of the roster that is connected now."""

@@ -25,6 +25,7 @@ from flwr.common.constant import (
     ISOLATION_MODE_PROCESS,
     TRANSPORT_TYPE_GRPC_RERE,
 )
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import (
     SuperLinkLifespanConfig,
@@ -134,7 +135,9 @@ def _configuration(settings: dict[str, Any]) -> SuperLinkLifespanConfig:
         ssl_ca_certfile=None,
         ssl_certfile=None,
         ssl_keyfile=None,
-        database=settings["database"],
+        # What a study needs is in the run's folder. On a disk each of a message's
+        # dozens of small writes waits for it, which doubles the time of a round.
+        database=FLWR_IN_MEMORY_DB_NAME,
         # No child of Flower's own: the coordinator's process takes the task itself.
         isolation=ISOLATION_MODE_PROCESS,
         runtime_dependency_install=False,

@@ -17,17 +17,30 @@ from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 
 from secfed.runtime.flower.children import end_with_parent
+from secfed.runtime.flower.pauses import Pauses
 
 __all__ = ["FIRST_BACKOFF_SECONDS", "main"]
 
 FIRST_BACKOFF_SECONDS: Final = 0.05
-_ASK_SECONDS: Final = 0.2  # Between two questions to the coordinator.
+_ASK_SECONDS: Final = (0.2, 1.0)  # Between two questions to the coordinator.
 _LOOK_SECONDS: Final = 0.05  # Between two looks into this process's own memory.
 
 
-def _sleep(seconds: float) -> None:
-    """Instead of ``time.sleep``, where Flower asks (3 s) and where it looks (0.5 s)."""
-    time.sleep(_ASK_SECONDS if seconds >= 1 else _LOOK_SECONDS)
+class _Sleep:
+    """Instead of ``time.sleep``, where Flower asks (3 s) and where it looks (0.5 s).
+
+    It looks only while it has a message to answer.
+    """
+
+    def __init__(self) -> None:
+        self._asking = Pauses(*_ASK_SECONDS)
+
+    def __call__(self, seconds: float) -> None:
+        if seconds >= 1:
+            self._asking.wait()
+        else:
+            self._asking.came()
+            time.sleep(_LOOK_SECONDS)
 
 
 def main() -> None:
@@ -39,7 +52,7 @@ def main() -> None:
     end_with_parent(politely=True)
     # Flower has no settings for these; both names are those of that one module.
     vars(start_client_internal).update(
-        time=SimpleNamespace(sleep=_sleep),
+        time=SimpleNamespace(sleep=_Sleep()),
         pull_objects=partial(pull_objects, initial_backoff=FIRST_BACKOFF_SECONDS),
     )
     flower_supernode()
