@@ -20,6 +20,7 @@ Sections of the JSON object, all always present:
 ``execution``            where it ran; a simulation seed means NOT PRIVATE
 ``self_test``            the independence check before the first step
 ``empirical_lower_bound``  from an audit
+``utility``              scores on the public hold-out, by subgroup where there are any
 ``provenance, limits``   what it was made from; what it cannot say
 =======================  =====================================================
 
@@ -54,6 +55,7 @@ from secfed.privacy.plan import PrivacyPlan
 from secfed.strategies import get_strategy
 from secfed.strategies.base import Strategy
 from secfed.teacher_statement import teacher_events, teacher_limits, teacher_section
+from secfed.utility import utility_section
 
 __all__ = [
     "NOT_PRIVATE",
@@ -81,6 +83,7 @@ class StatementContext:
         tuning: How the hyper-parameters were found, and at what cost.
         empirical_lower_bound: An audit's result.
         provenance: Names and digests: code version, model, libraries.
+        scored: The last line of ``metrics.jsonl``: scores on the public hold-out.
     """
 
     self_test: Mapping[str, Any] | None = None
@@ -88,6 +91,7 @@ class StatementContext:
     tuning: str | None = None
     empirical_lower_bound: Mapping[str, Any] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
+    scored: Mapping[str, Any] | None = None
 
 
 def round_event_json(plan: Mapping[str, Any]) -> JsonObject:
@@ -175,6 +179,7 @@ def build_statement(
             else UNKNOWN
         ),
         "provenance": dict(context.provenance) or UNKNOWN,
+        "utility": utility_section(context.scored),
         "limits": [
             *_limits(privacy["unit"]),
             *teacher_limits(study.get("distillation"), plan.teacher),

@@ -211,6 +211,14 @@ class Evaluation(BaseModel):
     rounds: tuple[dict[str, JsonValue], ...]
 
 
+class Utility(_Form):
+    """Scores on the public hold-out, of all of it and of its public subgroups."""
+
+    measured_on: str
+    scores: dict[str, _Finite]
+    by_subgroup: dict[str, dict[str, _Finite]] | _Unknown
+
+
 class Statement(_Form):
     """A privacy statement of secfed, format 1."""
 
@@ -231,6 +239,7 @@ class Statement(_Form):
     self_test: dict[str, JsonValue] | _Unknown
     empirical_lower_bound: dict[str, JsonValue] | _Unknown
     provenance: dict[str, str] | _Unknown
+    utility: Utility | _Unknown
     limits: tuple[str, ...]
     evaluation: Evaluation | None = None
 

@@ -36,7 +36,11 @@ _PROMPT = "prompt "
 
 
 def load_external(
-    section: DataSection, base_dir: Path, prompt: PromptTemplate | None = None
+    section: DataSection,
+    base_dir: Path,
+    prompt: PromptTemplate | None = None,
+    *,
+    subgroups: bool = False,
 ) -> RecordTable:
     """Read the columns that the study names and check every value.
 
@@ -44,6 +48,7 @@ def load_external(
         section: The study's data section; not a built-in source.
         base_dir: Folder that a relative file name starts from.
         prompt: Whose columns make the text, where there is no column of texts.
+        subgroups: Whether a public test set is read, with the column that groups it.
 
     Raises:
         DataError: The file is missing, not UTF-8 or malformed; a column is
@@ -57,6 +62,7 @@ def load_external(
         "unit": section.unit_column,
         "group": section.group_column,
         "site": section.site_column,
+        "subgroup": section.holdout.subgroup_column if subgroups else None,
     }
     wanted = {role: name for role, name in names.items() if name is not None}
     wanted |= {_PROMPT + name: name for name in (prompt.columns if prompt else ())}
@@ -97,6 +103,9 @@ def load_external(
         units=units,
         sites=tuple(str(site) for site in sites),
         pairs=pairs,
+        subgroups=_filled(
+            where, wanted.get("subgroup", ""), columns.get("subgroup", ())
+        ),
     )
 
 

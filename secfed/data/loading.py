@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -26,7 +28,16 @@ from secfed.errors import DataError
 from secfed.study import MIN_UNITS, Study
 from secfed.types import LabelledTexts, SiteData
 
-__all__ = ["StudyData", "fingerprint", "load_sites", "site_data"]
+__all__ = [
+    "StudyData",
+    "fingerprint",
+    "load_sites",
+    "require_subgroups",
+    "site_data",
+]
+
+_MOST_SUBGROUPS: Final = 50
+_LEAST_OF_SUBGROUP: Final = 10
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,8 @@ class StudyData:
         rows: Which rows of the source each site holds, counted from 1, one entry per
             record: a document that was cut stands once for each block. Private.
         holdout_rows: The rows of the test set, in its own file where it has one.
+        holdout_subgroups: The public group of each test record, where the study names
+            a column of them.
     """
 
     sites: Mapping[str, SiteData]
@@ -50,6 +63,7 @@ class StudyData:
     nominal_units: Mapping[str, int]
     rows: Mapping[str, tuple[int, ...]]
     holdout_rows: tuple[int, ...]
+    holdout_subgroups: tuple[str, ...] = ()
 
 
 def load_sites(study: Study, base_dir: Path) -> StudyData:
@@ -66,7 +80,7 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
     """
     section, privacy = study.data, study.privacy
     # 1. All records, checked.
-    table = _all_records(study, base_dir)
+    table = _all_records(study, base_dir, subgroups=section.holdout.source is None)
     # 2. The public test set first, so that it does not depend on max_records.
     training, holdout = _with_holdout(table, study, base_dir)
     holdout = at_most(
@@ -91,15 +105,16 @@ def load_sites(study: Study, base_dir: Path) -> StudyData:
         ),
         rows=rows_of,
         holdout_rows=holdout.row_numbers(),
+        holdout_subgroups=require_subgroups(holdout.subgroups),
     )
 
 
-def _all_records(study: Study, base_dir: Path) -> RecordTable:
+def _all_records(study: Study, base_dir: Path, *, subgroups: bool) -> RecordTable:
     """The source's rows, cut or asked as the task says."""
     if study.data.is_builtin:
         return _as_tokens(load_icd10cm().numbered(), study, base_dir)
     prompt = study.task.template if study.task else None
-    table = load_external(study.data, base_dir, prompt).numbered()
+    table = load_external(study.data, base_dir, prompt, subgroups=subgroups).numbered()
     return _as_tokens(table, study, base_dir)
 
 
@@ -114,8 +129,31 @@ def _with_holdout(
     # Its records are at no site.
     changes = {"source": section.holdout.source, "site_column": None}
     own = section.model_copy(update=changes)
-    test = _all_records(study.model_copy(update={"data": own}), base_dir)
+    read = study.model_copy(update={"data": own})
+    test = _all_records(read, base_dir, subgroups=True)
     return without_groups_of(table, test), test
+
+
+def require_subgroups(subgroups: tuple[str, ...]) -> tuple[str, ...]:
+    """The groups of a test set, each large enough for a score.
+
+    Raises:
+        DataError: There are too many of them, or one is too small.
+    """
+    counts = Counter(subgroups)
+    if len(counts) > _MOST_SUBGROUPS:
+        raise DataError(
+            f"data.holdout.subgroup_column: {len(counts)} subgroups, at most "
+            f"{_MOST_SUBGROUPS} are told apart; is it the column of a grouping?"
+        )
+    for name, count in sorted(counts.items()):
+        if count < _LEAST_OF_SUBGROUP:
+            raise DataError(
+                f"data.holdout.subgroup_column: {name!r} has {count} test records, and "
+                f"scores of fewer than {_LEAST_OF_SUBGROUP} say nothing; join it with "
+                "another, or raise holdout.max_records"
+            )
+    return subgroups
 
 
 def _as_tokens(table: RecordTable, study: Study, base_dir: Path) -> RecordTable:

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from secfed.data.blocks import documents_to_blocks
 from secfed.data.files import load_external
-from secfed.data.loading import StudyData, load_sites, site_data
+from secfed.data.loading import (
+    StudyData,
+    load_sites,
+    require_subgroups,
+    site_data,
+)
 from secfed.data.partition import at_most, cap_units
 from secfed.data.records import RecordTable
 from secfed.errors import DataError
@@ -40,7 +45,7 @@ def load_own(study: Study, base_dir: Path, site: str) -> StudyData:
         held = everything.sites[site]
         names, units = everything.label_names, everything.nominal_units
     else:
-        table = _table(study, base_dir)
+        table = _table(study, base_dir, subgroups=False)
         limit = study.privacy.max_records_per_unit
         own = cap_units(table, limit, study.data.seed)
         held = site_data(site, own, study)
@@ -71,7 +76,7 @@ def load_holdout(study: Study, base_dir: Path) -> StudyData:
             rows={},
             holdout_rows=(),
         )
-    table = _table(study, base_dir)
+    table = _table(study, base_dir, subgroups=True)
     section = study.data
     kept = at_most(table, section.holdout.max_records, section.seed, "holdout-records")
     return StudyData(
@@ -81,14 +86,15 @@ def load_holdout(study: Study, base_dir: Path) -> StudyData:
         nominal_units=dict(study.privacy.nominal_units or {}),
         rows={},
         holdout_rows=(),
+        holdout_subgroups=require_subgroups(kept.subgroups),
     )
 
 
-def _table(study: Study, base_dir: Path) -> RecordTable:
+def _table(study: Study, base_dir: Path, *, subgroups: bool) -> RecordTable:
     """All rows of a party's own file, as blocks where the study trains on text."""
     # No column says whose record it is: the whole file is one party's.
     section = study.data.model_copy(update={"site_column": None})
-    table = load_external(section, base_dir).numbered()
+    table = load_external(section, base_dir, subgroups=subgroups).numbered()
     if study.is_causal_lm:
         table = documents_to_blocks(table, study, base_dir)
     return table

@@ -33,6 +33,7 @@ class RecordTable:
         tokens: Of each text, where the records are blocks of tokens; else empty.
         pairs: The second text of each record; empty where there is none.
         prompt_tokens: How many of ``tokens`` ask, where the others answer.
+        subgroups: Of a public test set whose scores are told by group; else empty.
     """
 
     texts: tuple[str, ...]
@@ -45,6 +46,7 @@ class RecordTable:
     tokens: tuple[tuple[int, ...], ...] = ()
     pairs: tuple[str, ...] = ()
     prompt_tokens: tuple[int, ...] = ()
+    subgroups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -65,6 +67,7 @@ class RecordTable:
             tokens=_at(self.tokens, rows),
             pairs=_at(self.pairs, rows),
             prompt_tokens=_at(self.prompt_tokens, rows),
+            subgroups=_at(self.subgroups, rows),
         )
 
     def numbered(self) -> RecordTable:

@@ -12,10 +12,10 @@ from secfed.evaluation.classes import (
     best_constant,
     calibration_error,
     constant_scores,
-    evaluate,
     majority_scores,
     predict,
     score,
+    score_logits,
 )
 from secfed.evaluation.held_back import outcomes
 from secfed.evaluation.texts import TextScores, TokenCounts, count_tokens
@@ -30,10 +30,10 @@ __all__ = [
     "constant_answers",
     "constant_scores",
     "count_tokens",
-    "evaluate",
     "majority_scores",
     "outcomes",
     "predict",
     "score",
     "score_answers",
+    "score_logits",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,10 +20,10 @@ __all__ = [
     "best_constant",
     "calibration_error",
     "constant_scores",
-    "evaluate",
     "majority_scores",
     "predict",
     "score",
+    "score_logits",
 ]
 
 _BATCH_TOKENS = 8192
@@ -77,25 +77,15 @@ def predict(
     return ordered
 
 
-def evaluate(
-    model: AdaptedModel,
-    adapter: Adapter,
-    features: Features,
-    labels: NDArray[np.int64],
-    positive: int | None = None,
+def score_logits(
+    found: NDArray[np.float32], labels: NDArray[np.int64], positive: int | None = None
 ) -> Scores:
-    """Score an adapter on the public hold-out."""
-    logits = torch.from_numpy(predict(model, adapter, features))
+    """Scores and calibration of sequence logits (n, classes)."""
+    logits = torch.from_numpy(found)
     shares = torch.softmax(logits.double(), dim=1).numpy()
     # Of the logits: in shares a broken model's NaN would win.
-    found = score(labels, logits.argmax(dim=1).numpy(), logits.shape[1], positive)
-    return Scores(
-        found.accuracy,
-        found.macro_f1,
-        found.matthews,
-        found.f1,
-        calibration_error(shares, labels),
-    )
+    answers = score(labels, logits.argmax(dim=1).numpy(), logits.shape[1], positive)
+    return replace(answers, ece=calibration_error(shares, labels))
 
 
 def calibration_error(

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from secfed.utility import SCORES
+
 __all__ = [
     "ACCURACY",
     "BESIDE",
@@ -44,7 +46,7 @@ SHARES: Final = {
 }
 """Scores in [0, 1], and their headings."""
 
-SCORE_KEYS: Final = (*SHARES, "matthews", "perplexity", "by_category")
+SCORE_KEYS: Final = (*SCORES, "by_category")
 """What of a metrics line is a score."""
 
 BESIDE: Final = (

@@ -468,6 +468,7 @@ class ArmRecord:
                 "base model sha256": self._prepared.base.digest,
                 **self._quantised(),
             },
+            scored=self._lines()[-1],
         )
 
     def _quantised(self) -> dict[str, str]:

@@ -7,14 +7,16 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secfed.evaluation import (
     best_constant,
     constant_answers,
     constant_scores,
     count_tokens,
-    evaluate,
+    predict,
     score_answers,
+    score_logits,
 )
 from secfed.models import AnswerFeatures, TokenFeatures
 from secfed.report.measures import measure_of
@@ -31,12 +33,16 @@ _SHOWN_ANSWERS: Final = 3
 
 
 def scores_of(prepared: Prepared, adapter: Adapter) -> ScoreLine:
-    """The task's scores; of texts also by category, where categories are named."""
+    """The task's scores; also by category, where public categories are named.
+
+    Those of texts are their labels, those of a classifier the hold-out's subgroups.
+    """
     model, holdout, labels = prepared.model, prepared.holdout, prepared.holdout_labels
     if isinstance(holdout, AnswerFeatures) and prepared.questions is not None:
         return score_answers(model, adapter, holdout, labels, prepared.questions)
     if not isinstance(holdout, TokenFeatures):
-        return evaluate(model, adapter, holdout, labels, prepared.positive).line()
+        logits = predict(model, adapter, holdout)
+        return _classes(logits, labels, prepared.positive, prepared.holdout_subgroups)
     counts = count_tokens(model, adapter, holdout)
     line = _line(counts.scores())
     parts = {
@@ -47,6 +53,23 @@ def scores_of(prepared: Prepared, adapter: Adapter) -> ScoreLine:
         # The hold-out is public, and so are the names: a category that is not in it
         # is left out.
         line["by_category"] = {n: _line(s) for n, s in parts.items() if s is not None}
+    return line
+
+
+def _classes(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    positive: int | None,
+    subgroups: Sequence[str],
+) -> ScoreLine:
+    line: ScoreLine = dict(score_logits(logits, labels, positive).line())
+    names = np.array(subgroups, dtype=str)
+    parts = {name: names == name for name in sorted(set(subgroups))}
+    if parts:
+        line["by_category"] = {
+            name: score_logits(logits[own], labels[own], positive).line()
+            for name, own in parts.items()
+        }
     return line
 
 

@@ -85,10 +85,11 @@ class Prepared:
     """What the arms of a run share. Holds private records; simulation only.
 
     ``positive`` is the label whose F1 is wanted, ``questions`` how a prompted model is
-    asked; None in other tasks. ``teacher`` is the record of a private teacher, if any,
-    ``mentor`` what trains beside the model at every site that is held here.
-    ``held_back`` are the records of every site that evaluates, ``evaluations`` what it
-    may release of them.
+    asked; None in other tasks. ``holdout_subgroups`` is the public group of every
+    record of the hold-out, where the study names a column of them. ``teacher`` is the
+    record of a private teacher, if any, ``mentor`` what trains beside the model at
+    every site that is held here. ``held_back`` are the records of every site that
+    evaluates, ``evaluations`` what it may release of them.
     """
 
     base: BaseModel
@@ -104,6 +105,7 @@ class Prepared:
     positive: int | None = None
     questions: Questions | None = None
     teacher: TeacherRun | None = None
+    holdout_subgroups: tuple[str, ...] = ()
     mentor: Mentor | None = None
     held_back: Mapping[str, HeldBack] = field(default_factory=dict)
     evaluations: Mapping[str, EvaluationPlan] = field(default_factory=dict)
@@ -191,6 +193,7 @@ def prepare_data(
         records=records,
         holdout=holdout,
         holdout_labels=data.holdout.labels,
+        holdout_subgroups=data.holdout_subgroups,
         label_names=data.label_names,
         plans=plans,
         fingerprints={name: fingerprint(site) for name, site in data.sites.items()},

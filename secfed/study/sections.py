@@ -248,6 +248,8 @@ class HoldoutSection(Table):
     # A file of its own, with the columns of data.source.
     source: Text | None = None
     max_records: Count | None = None
+    # A public grouping of the test set, as an age band: scores by each group.
+    subgroup_column: Text | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -324,6 +326,10 @@ class DataSection(Table):
             raise ContradictionError("labels", "built-in text knows its own labels")
         if self.holdout.source is not None:
             raise ContradictionError("holdout.source", "built-in text is split")
+        if self.holdout.subgroup_column is not None:
+            raise ContradictionError(
+                "holdout.subgroup_column", "built-in text has no such column"
+            )
 
     def _check_sources(self) -> None:
         for key, source in (

@@ -39,6 +39,11 @@ def _check_texts(study: Study) -> None:
             "data.text_pair_column",
             "belongs to classification; a prompt names its columns itself",
         )
+    if study.is_causal_lm and data.holdout.subgroup_column is not None:
+        raise ContradictionError(
+            "data.holdout.subgroup_column",
+            "belongs to classification; texts are scored by data.label_column",
+        )
     if study.is_prompted and data.text_column is not None:
         raise ContradictionError(
             "data.text_column", "the columns are those that task.prompt names"

@@ -198,11 +198,12 @@ def check_epsilon(story: Story, study: Study) -> str:
 def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
     """The statement's numbers follow from the ledger."""
     statement = bundle.json("statement.json")
+    last = read_metrics(bundle, "metrics.jsonl")[-1:]
     again = build_statement(
         study.canonical(),
         story.plan,
         list(story.rounds.values()),
-        StatementContext(),
+        StatementContext(scored=last[0] if last else None),
         list(story.evaluations.values()),
     )
     if not isinstance(statement, dict) or statement.keys() != again.keys():
@@ -232,11 +233,13 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
     if "teacher" in again:
         one, other = statement["teacher"], again["teacher"]
         pairs += [(f"teacher.{key}", one.get(key), other.get(key)) for key in _TAUGHT]
+    pairs.append(("utility", statement["utility"], again["utility"]))
     for name, said, computed in pairs:
         where = difference(said, computed)
         if where is not None:
             raise VerificationError(
-                f"statement.json: {name}{where} does not follow from the ledger"
+                f"statement.json: {name}{where} does not follow from the "
+                + ("metrics" if name == "utility" else "ledger")
             )
     if str(statement["headline"]).startswith("NOT PRIVATE") == again["private"]:
         raise VerificationError("statement.json: the headline contradicts the ledger")

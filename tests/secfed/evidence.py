@@ -220,7 +220,8 @@ def write_run(
     (run / "report.html").write_bytes(b"<html></html>")
     plan = plan or plan_entry(private, unit)
     rounds = round_entries(private, unit)
-    said = build_statement(study.canonical(), plan, rounds, StatementContext())
+    context = StatementContext(scored=metrics_lines(private, unit)[-1])
+    said = build_statement(study.canonical(), plan, rounds, context)
     (run / "statement.json").write_bytes(canonical_json(statement(-1, said)))
     entries = [
         study_entry(study, key, simulation_seed=seed),

@@ -214,7 +214,7 @@ def test_a_statement_with_another_score_is_found() -> None:
         StatementContext(),
         list(story.evaluations.values()),
     )
-    bundle: Any = SimpleNamespace(json=lambda _name: statement)
+    bundle: Any = SimpleNamespace(json=lambda _name: statement, read=lambda _name: b"")
     check_statement(bundle, story, study)
     statement["evaluation"]["rounds"][0]["scores"]["accuracy"]["value"] = 0.9
     with pytest.raises(VerificationError, match=r"evaluation\.rounds"):
