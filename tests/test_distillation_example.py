@@ -20,7 +20,7 @@ from secfed.policy import check
 
 FOLDER = Path(__file__).parents[1] / "examples" / "distillation"
 SHARED = FOLDER.parents[1].parent / "shared" / "data"
-NAMES = ("divided_texts", "full_training", "distillation_table")
+NAMES = ("divided_texts", "full_training", "distillation_table", "step_search")
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +205,47 @@ def test_no_text_is_on_two_sides(
     texts.divide(name, tmp_path, 0.4)
     parts = [
         texts.read_labelled(tmp_path / f"{part}.tsv", ("0", "1"), sys.maxsize)
-        for part in ("public", "sites", "holdout")
+        for part in ("public", "search", "sites", "holdout")
     ]
-    public, sites, hold = (set(part.texts) for part in parts)
-    assert not public & sites
-    assert not (public | sites) & hold
-    assert len(parts[1].texts) >= 4000
+    public, search, sites, hold = (set(part.texts) for part in parts)
+    everything = public | search | sites
+    assert len(everything) == len(public) + len(search) + len(sites)
+    assert not everything & hold
+    assert len(parts[2].texts) >= 4000
     assert len(parts[0].texts) >= 3000
-    assert 0.35 < len(public) / len(public | sites) < 0.45
+    assert 0.35 < len(public) / len(everything) < 0.45
+    assert 0.08 < len(search) / len(everything) < 0.12
+
+
+def test_steps_are_searched_on_public_records_and_by_row(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    table, search = scripts["distillation_table"], scripts["step_search"]
+    write_parts(tmp_path / "sst2")
+    options = options_for(scripts, "--out", str(tmp_path))
+    study = table.study_of(
+        options, "sst2", rank=8, kd=False, steps=(0.5, 7.0), scored_on="search"
+    )
+    assert str(study.data.holdout.source).endswith("/search.tsv")
+    assert set(study.training.learning_rate.values()) == {0.5}
+    assert study.training.head_learning_rate == 7.0
+    for (dataset, row), steps in table.STEPS.items():
+        assert row in search.SEARCHED
+        assert steps in search.PAIRS[dataset]
+
+
+def test_a_search_shows_every_pair(scripts: dict[str, ModuleType]) -> None:
+    found = [
+        {"dataset": "sst2", "row": row, "steps": steps, "score": score}
+        for row, steps, score in (
+            ("federated-lora", [3.0, 60.0], 0.77),
+            ("federated-lora-kd", [3.0, 60.0], 0.555),
+            ("federated-lora", [0.3, 1.0], 0.691),
+        )
+    ]
+    lines = list(scripts["step_search"].table(found))
+    assert lines[0].endswith("| head | LoRA, federated | LoRA-KD, federated |")
+    assert lines[2:] == [
+        "| sst2 | 3 | 60 | 77.0 | 55.5 |",
+        "| sst2 | 0.3 | 1 | 69.1 |  |",
+    ]

@@ -54,7 +54,11 @@ _RANKED: Final = (
 )
 Cell = dict[str, Any]
 Steps = tuple[float, float]
-STEPS: Final[Mapping[tuple[str, str], Steps]] = {}
+STEPS: Final[Mapping[tuple[str, str], Steps]] = {
+    ("sst2", "central-lora"): (1.0, 20.0),
+    ("sst2", "federated-lora"): (1.0, 6.0),
+    ("sst2", "federated-lora-kd"): (1.0, 2.0),
+}
 """Step sizes of adapter and head, by data set and row: what ``step_search.py`` found
 for the small studies. Where there is none, those of the study."""
 
