@@ -24,7 +24,7 @@ from secfed.adapters import (
     head_from_names,
     initial_adapter,
 )
-from secfed.evaluation import Scores, evaluate, majority_scores
+from secfed.evaluation import Scores, majority_scores, predict, score_logits
 from secfed.models import Features, encode_prefix, load_base_model, padded_batches
 from secfed.training import PrivateRecords
 from secfed.types import Adapter, Tensors
@@ -49,7 +49,8 @@ class View:
 
     def scores(self, adapter: Adapter) -> Scores:
         """On the test records."""
-        return evaluate(self.model, adapter, self.test, self.test_labels)
+        logits = predict(self.model, adapter, self.test)
+        return score_logits(logits, self.test_labels)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from small import EVALUATION, EXAMPLE, evaluating_policy, randomised, study_valu
 
 from secfed.cli.outlook import evaluation_outlook
 from secfed.cli.planning import _evaluated
-from secfed.evaluation import evaluate, outcomes
+from secfed.evaluation import outcomes, predict, score_logits
 from secfed.ledger import split_lines, verify_entries
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
@@ -218,7 +218,7 @@ def test_a_record_is_never_trained_on_and_answers_by_itself(
     plan = ready.evaluations[site]
     cells = plan.contributions(whole).sum(axis=0)
     together = type(held.texts[0]).joined(list(held.texts))
-    scores = evaluate(ready.model, busy, together, held.labels)
+    scores = score_logits(predict(ready.model, busy, together), held.labels)
     assert cells[0] / cells[:2].sum() == pytest.approx(scores.accuracy)
 
 
