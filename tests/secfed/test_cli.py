@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -113,9 +112,9 @@ def test_the_help_lists_every_command_and_exit_code():
         assert word in " ".join(result.stdout.split())
 
 
-def test_commands_that_read_start_without_torch_and_quickly():
+def test_commands_that_read_start_without_what_is_heavy():
     code = (
-        "import sys, time; started = time.process_time()\n"
+        "import sys\n"
         "from secfed.cli import app\n"
         f"calls = [['--help'], ['strategies'], ['report', {str(FIXTURE)!r}, '--out', "
         "sys.argv[1]], ['verify', '--help'], ['budget', '--help']]\n"
@@ -127,14 +126,6 @@ def test_commands_that_read_start_without_torch_and_quickly():
     subprocess.run(
         [sys.executable, "-c", code, os.devnull], check=True, stdout=subprocess.DEVNULL
     )
-    started = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "secfed.cli", "--help"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    # Alone it takes 0.2 s; ten times that still means that nothing heavy is loaded.
-    assert time.monotonic() - started < 2
 
 
 def test_version():
