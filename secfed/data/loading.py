@@ -138,7 +138,8 @@ def require_subgroups(subgroups: tuple[str, ...]) -> tuple[str, ...]:
     """The groups of a test set, each large enough for a score.
 
     Raises:
-        DataError: There are too many of them, or one is too small.
+        DataError: There are too many of them, or one is too small. No group is named:
+            where the column is the wrong one, its values may be people's names.
     """
     counts = Counter(subgroups)
     if len(counts) > _MOST_SUBGROUPS:
@@ -146,13 +147,14 @@ def require_subgroups(subgroups: tuple[str, ...]) -> tuple[str, ...]:
             f"data.holdout.subgroup_column: {len(counts)} subgroups, at most "
             f"{_MOST_SUBGROUPS} are told apart; is it the column of a grouping?"
         )
-    for name, count in sorted(counts.items()):
-        if count < _LEAST_OF_SUBGROUP:
-            raise DataError(
-                f"data.holdout.subgroup_column: {name!r} has {count} test records, and "
-                f"scores of fewer than {_LEAST_OF_SUBGROUP} say nothing; join it with "
-                "another, or raise holdout.max_records"
-            )
+    least = min(counts.values(), default=_LEAST_OF_SUBGROUP)
+    if least < _LEAST_OF_SUBGROUP:
+        raise DataError(
+            "data.holdout.subgroup_column: the smallest of "
+            f"{len(counts)} subgroups has {least} test records, and scores of "
+            f"fewer than {_LEAST_OF_SUBGROUP} say nothing; join it with another, or "
+            "raise holdout.max_records"
+        )
     return subgroups
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import evidence
 import numpy as np
 import pytest
 import torch
@@ -18,14 +19,16 @@ from secfed.data.loading import require_subgroups
 from secfed.data.own import load_holdout, load_own
 from secfed.errors import DataError, StudyError
 from secfed.evaluation import predict, score_logits
+from secfed.report.measures import BESIDE, SHARES
 from secfed.report.reading import read_run
 from secfed.report.tables import category_rows
 from secfed.runtime.local import run_study
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.scores import scores_of
 from secfed.runtime.setup import prepare
+from secfed.statement import StatementContext, build_statement
 from secfed.study import Study, load_study_dict
-from secfed.utility import utility_section
+from secfed.utility import SCORES, utility_section
 from secfed.verify import verify_run
 
 WORDS = ("left", "middle", "right")
@@ -83,8 +86,9 @@ def test_subgroups_of_a_share_of_the_records_follow_them(
 def test_a_subgroup_that_is_too_small_and_a_column_of_names_are_refused() -> None:
     assert require_subgroups(()) == ()
     assert require_subgroups(("a",) * 10) == ("a",) * 10
-    with pytest.raises(DataError, match="'b' has 9 test records"):
-        require_subgroups(("a",) * 10 + ("b",) * 9)
+    with pytest.raises(DataError, match="smallest of 2 subgroups has 9") as caught:
+        require_subgroups(("somebody",) * 10 + ("else",) * 9)
+    assert "else" not in str(caught.value)
     with pytest.raises(DataError, match="51 subgroups, at most 50"):
         require_subgroups(tuple(str(number) for number in range(51)))
 
@@ -106,6 +110,11 @@ def test_each_subgroup_is_scored_by_itself(study: Study, folder: Path) -> None:
         assert line["by_category"][name] == expected
     mean = np.mean([line["by_category"][name]["accuracy"] for name in WORDS])
     assert mean == pytest.approx(line["accuracy"])
+
+
+def test_every_score_of_a_report_is_one_of_a_statement() -> None:
+    assert set(SCORES) == {*SHARES, "matthews", "perplexity"}
+    assert set(BESIDE) <= set(SCORES)
 
 
 def test_what_a_statement_says_of_utility() -> None:
@@ -148,3 +157,24 @@ def test_a_run_tells_and_states_every_subgroup(
     assert said["by_subgroup"] == last["by_category"]
     assert set(said["by_subgroup"]) == set(WORDS)
     assert category_rows(read_run(run).comparison)[0] == ("arm", *WORDS)
+
+
+@pytest.mark.parametrize(
+    "parts", ["old", ["old"], {"old": 3}, {"old": {"accuracy": "x"}}]
+)
+def test_metrics_that_are_no_scores_fail_the_check_and_nothing_else(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = evidence.metrics_lines()
+    lines[-1]["by_category"] = parts
+    monkeypatch.setattr(evidence, "metrics_lines", lambda *_args: lines)
+    monkeypatch.setattr(evidence, "build_statement", _without_utility)
+    write_run(tmp_path / "run")
+    assert "statement" in {
+        check.name for check in verify_run(tmp_path / "run").failures()
+    }
+
+
+def _without_utility(study: Any, plan: Any, rounds: Any, context: Any) -> Any:
+    del context
+    return build_statement(study, plan, rounds, StatementContext())
