@@ -15,9 +15,9 @@ kind                        body
 ``evaluation``              noised sums over held-back units, after a round
 ``evaluation-interrupted``  an evaluation without sums; what was reserved is spent
 ``approval``                a site approved the study
-``key``                     a site's key was added or revoked
+``key``                     a site's key was revoked; it takes part no more
 ``incident``                something went wrong; what, is said elsewhere
-``withdrawal``              somebody withdrew; future rounds are without them
+``withdrawal``              a site withdrew; future rounds are without it
 ``release``                 the final adapter; always last
 ==========================  ================================================
 
@@ -298,7 +298,11 @@ class EvaluationInterruptedEntry(_Started):
 
 
 class ApprovalEntry(_Body):
-    """A site approved the study of this digest; who did, the commitment binds."""
+    """A site says that it approved the study of this digest.
+
+    The commitment binds the approvals that counted there
+    (``secfed.governance.commitment_of``); it does not say who signed.
+    """
 
     kind: ClassVar[str] = "approval"
 
@@ -308,12 +312,15 @@ class ApprovalEntry(_Body):
 
 
 class KeyEntry(_Body):
-    """A site's key, by its fingerprint, is trusted from here on, or is not any more."""
+    """A site's identity, by its fingerprint, is not trusted any more.
+
+    The site takes part in nothing that follows. New keys are those of a new run.
+    """
 
     kind: ClassVar[str] = "key"
 
     site: SiteName
-    event: Literal["added", "revoked"]
+    event: Literal["revoked"]
     fingerprint: Sha256
 
 
@@ -326,9 +333,10 @@ class IncidentEntry(_Body):
 
 
 class WithdrawalEntry(_Body):
-    """Somebody at a site withdrew: the rounds from ``from_round`` on are without them.
+    """A site withdrew: the rounds from ``from_round`` on are without it.
 
-    What was trained before stays as it is; nothing is unlearned.
+    What was trained before stays as it is; nothing is unlearned. The commitment binds
+    the record that the site signed.
     """
 
     kind: ClassVar[str] = "withdrawal"

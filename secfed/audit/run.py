@@ -16,7 +16,7 @@ from secfed.canonical import canonical_json
 from secfed.data import load_sites
 from secfed.data.own import load_own
 from secfed.errors import PolicyError, RunDirectoryError, StudyError
-from secfed.governance import StudyManifest, consent_of
+from secfed.governance import SiteApprovals, StudyManifest
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.runtime.directory import write_atomically
@@ -147,10 +147,8 @@ def _asking(request: AuditRequest) -> SitePolicy:
     policy, study = request.policy, request.study
     if policy.approvals is None or policy.consent is not None:
         return policy
-    consent = consent_of(policy, StudyManifest(study)).consent
-    if consent is None:
-        return policy
-    return policy.asking(lambda _copy: consent(study), policy.approvals)
+    approvals = SiteApprovals(policy, StudyManifest(study))
+    return policy.asking(lambda _copy: approvals.require(study), approvals.needed)
 
 
 def _prepare(request: AuditRequest, site: str, progress: Progress) -> Prepared:

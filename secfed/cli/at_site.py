@@ -110,7 +110,11 @@ def open_at_site(study: Path, file: Path) -> AtSite:
         StudyError: A file is malformed.
         VerificationError: The site's roster is of another study or coordinator.
     """
-    from secfed.governance import StudyManifest, consent_of  # noqa: PLC0415
+    from secfed.governance import (  # noqa: PLC0415
+        SiteApprovals,
+        StudyManifest,
+        consent_of,
+    )
     from secfed.policy import load_policy  # noqa: PLC0415
     from secfed.study import load_study  # noqa: PLC0415
     from secfed.study.reading import read_toml  # noqa: PLC0415
@@ -119,7 +123,7 @@ def open_at_site(study: Path, file: Path) -> AtSite:
         return _deployed(study, file)
     manifest, policy = StudyManifest(load_study(study)), load_policy(file)
     if policy.approvals is not None:
-        policy = consent_of(policy, manifest)
+        policy = consent_of(SiteApprovals(policy, manifest))
     return AtSite(manifest, policy, "", study.resolve().parent, None, None, None)
 
 

@@ -20,11 +20,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 
 def withdraw(
-    site: Annotated[Path, typer.Argument(metavar="SITE", help="The site's file.")],
+    site: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SITE", help="The site's file; with --received, a run directory."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="A copy to send.")
     ] = None,
     *,
+    received: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="At the coordinator: what a site sent.",
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -34,8 +48,15 @@ def withdraw(
     sums and in every adapter made of them: nothing is unlearned. The signed statement
     lists what is affected and the bound that remains.
 
+    The coordinator gives the statement to its run, also to one that goes on: the site
+    is asked nothing from the next round on, and the ledger binds the statement.
+
     Example: secfed withdraw north.toml --out withdrawal.json
+    secfed withdraw runs/first --received withdrawal.json
     """
+    if received is not None:
+        _receive(site, received, as_json=as_json)
+        return
     from secfed.runtime.directory import write_atomically  # noqa: PLC0415
     from secfed.runtime.site_file import (  # noqa: PLC0415
         keys_of,
@@ -65,6 +86,20 @@ def withdraw(
         print_json(done.fields)
         return
     _show_withdrawal(done, study.name)
+
+
+def _receive(run_dir: Path, file: Path, *, as_json: bool) -> None:
+    from secfed.runtime.notices import receive_withdrawal  # noqa: PLC0415
+    from secfed.runtime.roster import read_roster  # noqa: PLC0415
+    from secfed.runtime.served import open_served  # noqa: PLC0415
+
+    path = Path(open_served(run_dir).roster)
+    roster = read_roster(path.read_bytes(), path)
+    site = receive_withdrawal(run_dir, roster, file.read_bytes(), file)
+    if as_json:
+        print_json({"run": str(run_dir), "site": site})
+        return
+    show(f"received: {site} is asked nothing from the next round on")
 
 
 def _show_withdrawal(done: Withdrawal, study: str) -> None:

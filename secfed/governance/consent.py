@@ -15,7 +15,7 @@ from secfed.governance.study_manifest import StudyManifest
 from secfed.policy import SEMI_HONEST, SitePolicy
 from secfed.study import Study
 
-__all__ = ["Standing", "consent_of", "standing"]
+__all__ = ["SiteApprovals", "Standing", "consent_of", "standing"]
 
 _CLOCK: Final = timedelta(minutes=5)
 """An approval from further ahead than this was not signed by this clock."""
@@ -114,57 +114,98 @@ def _reason(
     return ""
 
 
-def consent_of(
-    policy: SitePolicy,
-    manifest: StudyManifest,
-    *,
-    site: str = "",
-    folder: Path | None = None,
-    identity: str | None = None,
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> SitePolicy:
-    """The policy, so that every check of it also asks for the operators' approvals.
+@dataclass(frozen=True)
+class SiteApprovals:
+    """Where a site's approvals of one manifest are, and whose count.
 
-    Args:
+    Attributes:
         policy: The site's; without ``approvals`` one person must have signed.
         manifest: What is about to run.
         site: The deployed site; empty in one process.
-        folder: Of the approvals; the policy's own by default.
         identity: Fingerprint of the site's key, which counts where the policy lists
             no operators.
         clock: Tells the moment.
     """
-    place = folder or (Path(policy.approvals_dir) if policy.approvals_dir else None)
-    needed = policy.approvals or 1
-    own = frozenset(() if identity is None else {identity})
-    operators = frozenset(policy.operators) or own
 
-    def consent(study: Study) -> frozenset[str]:
-        if study.digest() != manifest.study.digest():
-            raise PolicyError("this is another study than was brought for approval")
-        if place is None or not operators:
-            lacks = "approvals_dir" if place is None else "operators"
+    policy: SitePolicy
+    manifest: StudyManifest
+    site: str = ""
+    identity: str | None = None
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    @property
+    def needed(self) -> int:
+        """How many people must have signed."""
+        return self.policy.approvals or 1
+
+    def standing(self) -> Standing:
+        """What the site's approvals say now.
+
+        Raises:
+            PolicyError: The policy names no folder of them, or nobody who may sign.
+            VerificationError: A file there is damaged.
+        """
+        own = frozenset(() if self.identity is None else {self.identity})
+        operators = frozenset(self.policy.operators) or own
+        folder = self.policy.approvals_dir
+        if folder is None or not operators:
+            lacks = "approvals_dir" if folder is None else "operators"
             raise PolicyError(f"site.toml asks for approvals and names no {lacks}")
+        return standing(
+            Path(folder),
+            self.manifest,
+            site=self.site,
+            population=self.policy.population,
+            operators=operators,
+            needed=self.needed,
+            now=self.clock(),
+        )
+
+    def require(self, study: Study) -> frozenset[str]:
+        """The exceptions that were signed, if enough people approved the study.
+
+        Raises:
+            PolicyError: They did not, or it is another study.
+        """
+        if study.digest() != self.manifest.study.digest():
+            raise PolicyError("this is another study than was brought for approval")
         try:
-            found = standing(
-                place,
-                manifest,
-                site=site,
-                population=policy.population,
-                operators=operators,
-                needed=needed,
-                now=clock(),
-            )
+            found = self.standing()
         except VerificationError as error:
             raise PolicyError(
                 f"no approval counts while a file of them is damaged: {error}; move it "
                 "away and approve again"
             ) from error
         if not found.approved:
-            raise PolicyError(_missing(found, manifest))
+            raise PolicyError(_missing(found, self.manifest))
         return found.exceptions
 
-    return policy.asking(consent, needed)
+    def counted(self) -> frozenset[str]:
+        """Digests of the approvals that count now; none where too few people signed.
+
+        They bind the files and say nothing of who signed: each file has a nonce.
+
+        Raises:
+            PolicyError, VerificationError: As ``standing``.
+        """
+        found = self.standing()
+        return frozenset(a.digest for a in found.counted if found.approved)
+
+    def signed(self) -> frozenset[str]:
+        """Digests of all approvals of the manifest here, those that ended included.
+
+        Raises:
+            VerificationError: A file there is damaged.
+        """
+        folder = self.policy.approvals_dir
+        approvals, _ = read_approvals(Path(folder)) if folder else ((), ())
+        manifest = self.manifest.digest()
+        return frozenset(a.digest for a in approvals if a.manifest.digest() == manifest)
+
+
+def consent_of(approvals: SiteApprovals) -> SitePolicy:
+    """The policy, so that every check of it also asks for the operators' approvals."""
+    return approvals.policy.asking(approvals.require, approvals.needed)
 
 
 def _missing(found: Standing, manifest: StudyManifest) -> str:

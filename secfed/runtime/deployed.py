@@ -8,10 +8,11 @@ same loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from secfed.entries import Notice
 from secfed.errors import (
     BudgetExceededError,
     PolicyError,
@@ -20,6 +21,7 @@ from secfed.errors import (
     TooFewSitesError,
     VerificationError,
 )
+from secfed.ledger import Entry
 from secfed.notes import NoteSignature
 from secfed.runtime.cohorts import Cohorts
 from secfed.runtime.envelope import (
@@ -31,6 +33,7 @@ from secfed.runtime.envelope import (
     sign_order,
 )
 from secfed.runtime.evaluations import EvaluationResult
+from secfed.runtime.notices import Notices
 from secfed.runtime.progress import Progress
 from secfed.runtime.receipts import evaluation_run
 from secfed.runtime.record import Arm
@@ -86,8 +89,9 @@ class Deadlines:
 class RemoteSites:
     """Plays the rounds of an arm with sites on other machines.
 
-    ``prepared`` holds the public test set and no site's records. A revoked site is
-    asked nothing, whoever has its keys; sessions name it as one that stays away.
+    ``prepared`` holds the public test set and no site's records. A site that withdrew,
+    or whose keys are revoked, is asked nothing, whoever has its keys; sessions name it
+    as one that stays away.
     """
 
     arm: Arm
@@ -98,7 +102,7 @@ class RemoteSites:
     post: Post
     deadlines: Deadlines
     progress: Progress
-    revoked: tuple[str, ...] = ()
+    notices: Notices
     # How much of the ledger each site has cosigned, as far as this process knows.
     _seen: dict[str, int] = field(default_factory=dict, init=False)
     _round: int = field(default=1, init=False)
@@ -186,7 +190,8 @@ class RemoteSites:
 
     def _away(self, names: Collection[str], here: Collection[str]) -> list[str]:
         missing = sorted(set(names) - set(here))
-        return [f"{s} (revoked)" if s in self.revoked else s for s in missing]
+        away = self.notices.away
+        return [f"{site} ({away[site]})" if site in away else site for site in missing]
 
     def scores(self, after: ServerState) -> dict[str, Any]:
         """Of the global adapter on the public test set."""
@@ -202,8 +207,7 @@ class RemoteSites:
     def cosign(self, offer_from: OfferFrom) -> Asked:
         """Show the ledger to every site; ask again whoever remembers another size."""
         found: dict[str, NoteSignature] = {}
-        trusted = sorted(set(self.accounts.identities) - set(self.revoked))
-        asked = {site: self._seen.get(site, 0) for site in trusted}
+        asked = {site: self._seen.get(site, 0) for site in self.present()}
         for _ in range(2):
             offers = {site: offer_from(size) for site, size in asked.items()}
             bodies = {site: offer.to_bytes() for site, offer in offers.items()}
@@ -220,6 +224,14 @@ class RemoteSites:
             if not asked:
                 break
         return found
+
+    def due(self, entries: Sequence[Entry], next_round: int) -> Sequence[Notice]:
+        """Revoked keys, withdrawals, incidents, and what sites say they approved."""
+        return self.notices.due(entries, next_round)
+
+    def present(self) -> list[str]:
+        """The sites that are asked anything."""
+        return sorted(set(self.accounts.identities) - self.notices.away.keys())
 
     def send_final(self, adapter: bytes) -> tuple[str, ...]:
         """Give every site the adapter of the last round; returns who has it."""
@@ -246,9 +258,16 @@ class _Away:
     def send_adapter(self, broadcast: bytes, names: Collection[str]) -> tuple[str, ...]:
         """Offer the adapter to the named sites; returns who took it."""
         self.sites.progress.phase("send the adapter")
-        trusted = set(names) - set(self.sites.revoked)
-        orders = dict.fromkeys(sorted(trusted), broadcast)
-        return tuple(sorted(site for site, _ in self._ask("adapter", orders)))
+        orders = {site: broadcast for site in self.sites.present() if site in names}
+        taken = []
+        for site, approvals in self._ask("adapter", orders):
+            try:
+                self.sites.notices.approved(site, approvals)
+            except VerificationError as error:
+                self.sites.progress.note(f"{site}: {error}")
+                continue
+            taken.append(site)
+        return tuple(sorted(taken))
 
     def witness(
         self, bodies: Mapping[str, bytes]

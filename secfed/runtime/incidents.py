@@ -18,6 +18,7 @@ from secfed.operations import OperationsLog
 from secfed.runtime.directory import open_run, write_atomically
 from secfed.runtime.key_places import find_protecting_key
 from secfed.runtime.keys import read_coordinator_key
+from secfed.runtime.notices import keep_record
 from secfed.runtime.roster import read_roster
 from secfed.runtime.served import is_served, open_served
 from secfed.runtime.signed_records import signed
@@ -71,8 +72,11 @@ def record_incident(
     data = signed(party.public, party.sign, fields)
     digest = sha256_hex(data)
     path = party.folder / f"{incident}-{digest[:12]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(path, data)
+    if where.is_dir():  # A coordinator's ledger binds it.
+        keep_record(path, data)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, data)
     party.log.event("incident-recorded", incident=incident, sha256=digest)
     return path, data
 

@@ -5,12 +5,15 @@ The round loop stands in ``loop.py``; what it does to the disk, in ``record.py``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secfed.client import BudgetGuard, Contribution, NoGuard, Site
-from secfed.governance import StudyManifest, consent_of
+from secfed.entries import Notice
+from secfed.governance import SiteApprovals, StudyManifest, consent_of
+from secfed.ledger import Entry
 from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
 from secfed.runtime.accounts import LocalSites
@@ -60,7 +63,7 @@ def run_study(
     """
     check_maskable(strategy_of(study))
     if policy.approvals is not None:
-        policy = consent_of(policy, StudyManifest(study))
+        policy = consent_of(SiteApprovals(policy, StudyManifest(study)))
         check_policy(policy, study, _MANY_UNITS)
     record = create_run(run_dir, study, base_dir, policy, kind="run")
     keep_partition(study, base_dir, run_dir / "private")
@@ -173,6 +176,11 @@ class _Here:
             self.arm.name,
             self.progress,
         )
+
+    def due(self, entries: Sequence[Entry], next_round: int) -> Sequence[Notice]:
+        """Nothing: in one process nobody withdraws, and no key is revoked."""
+        del entries, next_round
+        return ()
 
     def cosign(self, offer_from: OfferFrom) -> Asked:
         """Every site of this process, each with its own memory."""

@@ -7,10 +7,13 @@ played and what can be told about it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from secfed.entries import Notice
 from secfed.errors import BudgetExceededError, PolicyError, RoundAbortedError
+from secfed.ledger import Entry
 from secfed.report.html import build_report
 from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
@@ -43,6 +46,9 @@ class Player(Protocol):
                 left; nothing was learned, and what was reserved is spent.
         """
 
+    def due(self, entries: Sequence[Entry], next_round: int) -> Sequence[Notice]:
+        """What the ledger has to tell besides rounds, and does not tell yet."""
+
     def cosign(self, offer_from: OfferFrom) -> Asked:
         """Show the ledger to the sites; what those that agree give."""
 
@@ -66,8 +72,9 @@ def run_rounds(
     """Run what is missing of an arm; ``record`` is open.
 
     1. settle what an interruption left;
-    2. for each remaining round: train, sum, apply, score, commit; show the sites the
-       ledger; then evaluate on held-back records, where the study asks for it;
+    2. for each remaining round: note who withdrew and what else is due; train, sum,
+       apply, score, commit; show the sites the ledger; then evaluate on held-back
+       records, where the study asks for it;
     3. when enough sites have cosigned, write the statement, the release, the report
        and the manifest.
 
@@ -83,11 +90,13 @@ def run_rounds(
     # 2
     rounds, cosigning = record.arm.study.training.rounds, record.cosigning(progress)
     for round_number in range(record.next_round, rounds + 1):
+        record.note(player.due)
         evaluate_due(record, player, state, progress)
         progress.round(record.arm.name, round_number, rounds)
         state = _play(record, strategy, player, state, round_number, progress)
         if round_number < rounds:
             cosigning.gather(player.cosign)
+    record.note(player.due)
     evaluate_due(record, player, state, progress)
     # 3
     if not record.released:

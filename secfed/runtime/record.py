@@ -9,7 +9,7 @@ round counts as spent, is recorded as interrupted, and is not repeated.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from secfed.entries import (
     EvaluationEntry,
     EvaluationInterruptedEntry,
     InterruptedEntry,
+    Notice,
     PlanEntry,
     ReleaseEntry,
     RoundEntry,
@@ -147,10 +148,7 @@ class ArmRecord:
         if len(self._ledger.entries()) <= 1:
             self._begin(start.adapter, scores)
         entries = self._ledger.entries()
-        if entries[0].body["study_digest"] != self.arm.study.digest():
-            raise RunDirectoryError(
-                f"{self._directory}: the ledger belongs to another study"
-            )
+        self._require_same(entries)
         if self.arm.private and not self.released:
             self.accounts.require_known(self.named_heads)
         rounds = [entry for entry in entries if entry.kind in _ROUND_KINDS]
@@ -235,6 +233,12 @@ class ArmRecord:
         )
         self._ledger.append("round-interrupted", body.to_body(), _now())
         self.next_round = number + 1
+
+    def note(self, due: Callable[[Sequence[Entry], int], Sequence[Notice]]) -> None:
+        """Append what is due between rounds: who withdrew, whose key is revoked."""
+        if not self.released:
+            for body in due(self._ledger.entries(), self.next_round):
+                self._ledger.append(body.kind, body.to_body(), _now())
 
     def due_evaluations(self) -> tuple[int, ...]:
         """After which of the rounds so far an evaluation is still missing."""
@@ -387,9 +391,7 @@ class ArmRecord:
                 name: plan.to_json() if self.arm.private else None
                 for name, plan in self.accounts.plans.items()
             },
-            identities={
-                name: public.hex() for name, public in self.accounts.identities.items()
-            },
+            identities=self._identities(),
             threshold=smallest_sum(study),
             max_colluders=study.secagg.colluders,
             ring_bits=ring_bits_for(
@@ -403,6 +405,9 @@ class ArmRecord:
             deployed=True if self.accounts.elsewhere else None,
         )
         self._ledger.append("plan", plan.to_body(), _now())
+
+    def _identities(self) -> dict[str, str]:
+        return {name: key.hex() for name, key in self.accounts.identities.items()}
 
     def _keep_teacher(self) -> TeacherCosts | None:
         """A private teacher's ledger beside our own, and what it cost."""
@@ -424,6 +429,18 @@ class ArmRecord:
     def _heads(self, number: int) -> dict[str, str]:
         """What each site's budget was after it reserved one round of this arm."""
         return _known_heads(self._charges(number))
+
+    def _require_same(self, entries: Sequence[Entry]) -> None:
+        """The ledger is of this study, and of these keys of its sites."""
+        if entries[0].body["study_digest"] != self.arm.study.digest():
+            raise RunDirectoryError(
+                f"{self._directory}: the ledger belongs to another study"
+            )
+        if entries[1].body["identities"] != self._identities():
+            raise RunDirectoryError(
+                f"{self._directory}: the run was begun with other keys of its sites; "
+                "new keys are for a new run"
+            )
 
     def _drop_uncommitted(self, committed: set[int]) -> None:
         lines = self._lines()

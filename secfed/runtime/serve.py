@@ -14,6 +14,7 @@ from secfed.errors import StudyError
 from secfed.runtime.deployed import Deadlines, RemoteSites
 from secfed.runtime.envelope import Post
 from secfed.runtime.loop import run_rounds
+from secfed.runtime.notices import Notices
 from secfed.runtime.progress import Progress
 from secfed.runtime.record import Arm, ArmRecord
 from secfed.runtime.remote_accounts import RemoteAccounts
@@ -126,11 +127,11 @@ def serve_rounds(
             post,
             deadlines,
             logged,
-            roster.revoked,
+            Notices(roster, run_dir / "private"),
         )
         result = run_rounds(record, prepared, strategy, sites, run_dir, logged)
     last = max((run_dir / "adapters").glob("round-*.safetensors"))
-    missing = set(roster.nodes) - set(sites.send_final(last.read_bytes()))
+    missing = set(sites.present()) - set(sites.send_final(last.read_bytes()))
     if missing:
         progress.note(f"without the final adapter: {', '.join(sorted(missing))}")
     return result

@@ -32,7 +32,7 @@ import torch
 
 from secfed.data.own import load_own
 from secfed.errors import StudyError, VerificationError
-from secfed.governance import consent_of
+from secfed.governance import SiteApprovals, consent_of
 from secfed.policy import SitePolicy, load_policy
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.key_places import find_protecting_key
@@ -166,7 +166,8 @@ def open_site(
     # 2
     check_deployable(roster.study, rehearsal=rehearsal)
     # 3
-    policy = approving_policy(site, folder, keys, roster)
+    approvals = _approvals(site, folder, keys, roster)
+    policy = consent_of(approvals)
     data = load_own(roster.study, folder, site.site)
     if site.threads is not None:
         torch.set_num_threads(site.threads)
@@ -175,7 +176,16 @@ def open_site(
     state = folder / site.state
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_atomically(state / AUTHORITY_NAME, roster.authority.encode())
-    worker = SiteWorker(roster, site.site, keys.identity, prepared, policy, state, say)
+    worker = SiteWorker(
+        roster,
+        site.site,
+        keys.identity,
+        prepared,
+        policy,
+        state,
+        say,
+        approvals=approvals,
+    )
     rounds = roster.study.training.rounds
     return OpenSite(
         worker=worker,
@@ -198,7 +208,13 @@ def approving_policy(
     Raises:
         StudyError: As ``load_policy``.
     """
-    return consent_of(
+    return consent_of(_approvals(site, folder, keys, roster))
+
+
+def _approvals(
+    site: SiteFile, folder: Path, keys: SiteKeys, roster: Roster
+) -> SiteApprovals:
+    return SiteApprovals(
         load_policy(folder / site.policy),
         roster.manifest,
         site=site.site,

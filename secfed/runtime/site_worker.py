@@ -22,7 +22,6 @@ from pathlib import Path
 from protocols.errors import ProtocolError
 from protocols.keys import SigningKey
 from secfed.adapters import adapter_from_bytes
-from secfed.checkpoints import Cosigner, log_key, log_origin, witness_key
 from secfed.client import (
     BudgetGuard,
     Contribution,
@@ -35,9 +34,9 @@ from secfed.errors import (
     PolicyError,
     RunDirectoryError,
     SecfedError,
-    StaleOfferError,
     VerificationError,
 )
+from secfed.governance import SiteApprovals
 from secfed.operations import left
 from secfed.policy import SitePolicy, require_running
 from secfed.privacy.noise import RandomStream
@@ -53,11 +52,12 @@ from secfed.runtime.envelope import (
 )
 from secfed.runtime.evaluations import count_of
 from secfed.runtime.kept import KeptTensors
+from secfed.runtime.ledger_watch import LedgerWatch
+from secfed.runtime.notices import approvals_bytes
 from secfed.runtime.receipts import (
     is_evaluation,
     keep_receipt,
     read_receipts,
-    reservations,
 )
 from secfed.runtime.record import Arm
 from secfed.runtime.roster import Roster
@@ -79,11 +79,9 @@ from secfed.runtime.site_training import contribute
 from secfed.runtime.teaching import charge_teacher
 from secfed.runtime.watching import budget_alarms
 from secfed.runtime.withdrawal import require_participating
-from secfed.runtime.witnesses import inspection, witness_folder
 from secfed.strategies import strategy_of
 from secfed.strategies.base import ServerState
 from secfed.types import Adapter
-from secfed.witness import Offer, Witness, answer_bytes
 
 __all__ = ["SiteWorker"]
 
@@ -110,6 +108,7 @@ class SiteWorker:
         background: Where training runs.
         terms: How a round's parameters are derived; a simulation derives them once for
             all sites of a process.
+        approvals: What its operators signed; None in a simulation.
     """
 
     def __init__(
@@ -123,6 +122,7 @@ class SiteWorker:
         say: Callable[[str], None] = lambda _text: None,
         background: Background | None = None,
         terms: Callable[..., RoundTerms] = terms_of,
+        approvals: SiteApprovals | None = None,
     ) -> None:
         self._background = background or Background()
         self._terms_of = terms
@@ -150,6 +150,10 @@ class SiteWorker:
             study, policy, state_dir, name, prepared.fingerprints[name]
         )
         charge_teacher(self._budget, prepared.teacher, name)
+        self._watch = LedgerWatch(
+            study, roster.coordinator_key, name, identity, state_dir, self._budget
+        )
+        self._approvals = approvals
         self._session: Session | None = None
         self.finished = False
         # Of the operations log, where the site has one (``watched_site``).
@@ -298,7 +302,7 @@ class SiteWorker:
             self.finished = True
             self.event("study-finished")
             self._say("the study is finished; the final adapter is kept")
-            return b""
+            return approvals_bytes(())
         elif not 1 <= order.round <= rounds:
             raise RunDirectoryError(f"the study has no round {order.round}")
         if order.round <= last_begun(self._state_dir, order):
@@ -310,7 +314,11 @@ class SiteWorker:
         self._leave()
         self._session = Session(order.round, order.run_id, body, adapter)
         self._say(f"{named(order)}: adapter received")
-        return b""
+        return self._approved()
+
+    def _approved(self) -> bytes:
+        """Which approvals count here, by their digests."""
+        return approvals_bytes(self._approvals.counted() if self._approvals else ())
 
     def _check_due(self, order: Order) -> None:
         """Refuse an evaluation that the approved study does not have."""
@@ -321,31 +329,11 @@ class SiteWorker:
 
     def _cosign(self, order: Order, body: bytes) -> bytes:
         """Check what the ledger says since this site looked last, and cosign it."""
-        witness = self._witness(order.run_id)
-        try:
-            line = witness.cosign(Offer.from_bytes(body), int(time.time()))
-        except StaleOfferError as stale:
-            return answer_bytes(stale.size)
-        self._say(f"cosigned the ledger's {witness.size} entries")
-        return answer_bytes(line)
-
-    def _witness(self, run_id: str) -> Witness:
-        """This site's memory of one run's ledger."""
-        study, key = self._roster.study, self._roster.coordinator_key
-        origin = log_origin(study.digest(), run_id)
-        name, identity = self._site.name, self._identity
-        return Witness(
-            witness_folder(self._state_dir / "sites" / name, origin),
-            log_key(origin, key),
-            Cosigner(witness_key(name, identity.public_bytes), identity.sign),
-            inspection(
-                study,
-                key,
-                name,
-                run_id,
-                partial(reservations, self._state_dir, name, self._budget),
-            ),
-        )
+        signed = self._approvals.signed() if self._approvals else None
+        answer, size = self._watch.cosign(order.run_id, body, signed)
+        if size is not None:
+            self._say(f"cosigned the ledger's {size} entries")
+        return answer
 
     def _advertise(self, session: Session) -> bytes:
         """Single-use from here on: the round is noted before anything is reserved."""

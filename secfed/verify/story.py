@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from secfed.entries import (
+    ApprovalEntry,
     Body,
     EvaluationEntry,
     EvaluationInterruptedEntry,
+    IncidentEntry,
     InterruptedEntry,
+    KeyEntry,
     Notice,
     PlanEntry,
     ReleaseEntry,
     RoundEntry,
     StudyEntry,
+    WithdrawalEntry,
 )
 from secfed.errors import LedgerError
 from secfed.evaluated import evaluations_of
 from secfed.ledger import LEDGER_NAME, Entry, split_lines, verify_entries
+from secfed.signing import fingerprint
 from secfed.study import MIN_SITES, Study
 from secfed.verify.files import Bundle
 
@@ -33,7 +38,7 @@ Evaluated = EvaluationEntry | EvaluationInterruptedEntry
 class Story:
     """A ledger's entries in the roles that they play; keys are entry numbers.
 
-    ``release`` is None while the run goes on.
+    ``release`` is None while the run goes on. ``notices`` spend nothing.
     """
 
     study: StudyEntry
@@ -41,6 +46,7 @@ class Story:
     rounds: Mapping[int, RoundEntry | InterruptedEntry]
     release: ReleaseEntry | None
     evaluations: Mapping[int, EvaluationEntry | EvaluationInterruptedEntry]
+    notices: Mapping[int, Notice]
 
     def charged(self) -> dict[int, Started | Evaluated]:
         """Everything that spent privacy, in order."""
@@ -72,7 +78,8 @@ def tell(
     2. The study is this study, recorded under this key.
     3. Rounds are numbered 1, 2, … without a gap and none occurs twice. An evaluation
        follows a round after which the study asks for one, and none occurs twice.
-    4. Participants belong to the plan; a sum has at least threshold survivors.
+    4. Participants belong to the plan, and none withdrew before or had its key revoked;
+       a sum has at least threshold survivors.
     5. The release counts the rounds rightly.
 
     Raises:
@@ -92,19 +99,24 @@ def tell(
         raise LedgerError(1, "the plan's sites are not the study's")
     rounds: dict[int, RoundEntry | InterruptedEntry] = {}
     evaluations: dict[int, EvaluationEntry | EvaluationInterruptedEntry] = {}
+    notices: dict[int, Notice] = {}
+    left: dict[str, str] = {}
     for index in range(2, last if release else len(bodies)):
         body = bodies[index]
+        if isinstance(body, Notice):
+            _check_notice(index, body, plan, study, len(rounds), notices.values())
+            notices[index] = body
+            left |= _left(body)
+            continue
         # 3
         if isinstance(body, EvaluationEntry | EvaluationInterruptedEntry):
             done = [found.round for found in evaluations.values()]
             _check_evaluation(index, body, plan, study, len(rounds), done)
             evaluations[index] = body
-            continue
-        if isinstance(body, Notice):
-            _check_notice(index, body, plan)
-            continue
-        rounds[index] = _round(index, body, study, len(rounds))
-        _check_cohort(index, rounds[index], plan)
+        else:
+            rounds[index] = _round(index, body, study, len(rounds))
+            _check_cohort(index, rounds[index], plan)
+        _check_present(index, {**rounds, **evaluations}[index], left)
     # 5
     completed = sum(isinstance(body, RoundEntry) for body in rounds.values())
     if release and (release.rounds_completed, release.rounds_interrupted) != (
@@ -112,9 +124,11 @@ def tell(
         len(rounds) - completed,
     ):
         raise LedgerError(last, "the release counts other rounds than the ledger")
-    story = Story(study_entry, plan, rounds, release, evaluations)
-    said = f"{len(rounds)} rounds in order, {completed} of them completed"
-    return story, said + (f"; {len(evaluations)} evaluations" if evaluations else "")
+    story = Story(study_entry, plan, rounds, release, evaluations, notices)
+    said = [f"{len(rounds)} rounds in order, {completed} of them completed"]
+    if evaluations:
+        said.append(f"{len(evaluations)} evaluations")
+    return story, "; ".join(said + [_told(n) for n in notices.values() if _told(n)])
 
 
 def _round(index: int, body: Body, study: Study, rounds_so_far: int) -> Started:
@@ -129,10 +143,65 @@ def _round(index: int, body: Body, study: Study, rounds_so_far: int) -> Started:
     return body
 
 
-def _check_notice(index: int, body: Notice, plan: PlanEntry) -> None:
+def _check_notice(
+    index: int,
+    body: Notice,
+    plan: PlanEntry,
+    study: Study,
+    rounds_so_far: int,
+    before: Collection[Notice],
+) -> None:
+    """It is about a site of the plan, says what is so, and says it once."""
     site = getattr(body, "site", None)
     if site is not None and site not in plan.sites:
         raise LedgerError(index, f"not in the plan: {site}")
+    if body in before:
+        raise LedgerError(index, f"a second {body.kind!r} entry that says the same")
+    match body:
+        case ApprovalEntry() if body.study_digest != study.digest():
+            raise LedgerError(index, f"{body.site} approved another study")
+        case KeyEntry() if body.fingerprint != _pinned(plan, body.site):
+            raise LedgerError(index, f"not the key of {body.site}")
+        case WithdrawalEntry() if body.from_round != rounds_so_far + 1:
+            raise LedgerError(
+                index,
+                f"{body.site} withdraws from round {body.from_round} on where round "
+                f"{rounds_so_far + 1} follows",
+            )
+
+
+def _pinned(plan: PlanEntry, site: str) -> str | None:
+    key = plan.identities.get(site)
+    return None if key is None else fingerprint(bytes.fromhex(key))
+
+
+def _left(body: Notice) -> dict[str, str]:
+    """The site that takes part no more, and why."""
+    match body:
+        case KeyEntry():
+            return {body.site: "had its key revoked"}
+        case WithdrawalEntry():
+            return {body.site: "withdrew"}
+    return {}
+
+
+def _told(body: Notice) -> str:
+    """What an auditor is told of a notice; empty for an approval."""
+    match body:
+        case KeyEntry():
+            return f"{body.site}'s key was revoked"
+        case WithdrawalEntry():
+            return f"{body.site} withdrew before round {body.from_round}"
+        case IncidentEntry():
+            return "an incident was recorded"
+    return ""
+
+
+def _check_present(
+    index: int, body: Started | Evaluated, left: Mapping[str, str]
+) -> None:
+    for site in sorted(left.keys() & set(body.participants)):
+        raise LedgerError(index, f"{site} takes part after it {left[site]}")
 
 
 def _role(bodies: Sequence[Body], index: int, role: type[Any]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from protocols.keys import SigningKey, generate_identity
 from secfed.errors import VerificationError
+from secfed.governance import SiteApprovals
 from secfed.policy import SitePolicy
 from secfed.privacy.budget import Budget
 from secfed.runtime.background import Background, Job
@@ -93,6 +94,7 @@ class Cast:
     orders: list[tuple[str, str, Sealed]] = field(default_factory=list)
     away: set[str] = field(default_factory=set)
     background: Background = field(default_factory=AtOnce)
+    approvals: dict[str, SiteApprovals] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.roster = roster_of(self.study)
@@ -110,6 +112,7 @@ class Cast:
                 self.folder / site,
                 self.notes.note,
                 self.background,
+                approvals=self.approvals.get(site),
             )
 
     def exchange(

@@ -11,7 +11,13 @@ from governed import ANNA, BERT, CLEO, manifest_of, policy_values, study_of
 
 from secfed.canonical import canonical_json, parse_json
 from secfed.errors import PolicyError, VerificationError
-from secfed.governance import StudyManifest, consent_of, differences, standing
+from secfed.governance import (
+    SiteApprovals,
+    StudyManifest,
+    consent_of,
+    differences,
+    standing,
+)
 from secfed.governance.approvals import Approval, approve, read_approvals, withdraw
 from secfed.governance.records import sealed
 from secfed.governance.summary import Summary, warnings_of
@@ -41,7 +47,7 @@ def policy_in(folder: Path, manifest: StudyManifest, **changes: Any) -> SitePoli
     keys = [key.fingerprint() for key in KEYS]
     values = policy_values(approvals=2, operators=keys, approvals_dir=str(folder))
     policy = SitePolicy.model_validate(values | changes)
-    return consent_of(policy, manifest, clock=lambda: NOW)
+    return consent_of(SiteApprovals(policy, manifest, clock=lambda: NOW))
 
 
 def refusal(folder: Path, manifest: StudyManifest, **changes: Any) -> str:

@@ -22,7 +22,6 @@ from secfed.entries import PlanEntry, RoundEntry, commit, parse_body
 from secfed.errors import LedgerError, RunDirectoryError, VerificationError
 from secfed.ledger import GENESIS, Ledger, split_lines, verify_entries
 from secfed.signing import MANIFEST, ORDER, CoordinatorKey
-from secfed.verify.story import tell
 
 KEY = evidence.KEY
 PUBLIC = KEY.public_bytes
@@ -375,32 +374,6 @@ def test_bodies_are_read_strictly() -> None:
     del body["attempt"]
     with pytest.raises(ValueError, match="attempt"):
         parse_body("round", body)
-
-
-NOTICES = [
-    ("approval", {"site": "north", "study_digest": "a" * 64, "commitment": "b" * 64}),
-    ("key", {"site": "north", "event": "revoked", "fingerprint": "c" * 64}),
-    ("incident", {"commitment": "d" * 64}),
-    ("withdrawal", {"site": "north", "from_round": 2, "commitment": "e" * 64}),
-]
-
-
-@pytest.mark.parametrize(("kind", "body"), NOTICES)
-def test_notices_are_entries_that_spend_nothing(tmp_path: Path, kind, body) -> None:
-    path = fill(tmp_path / "ledger.jsonl")
-    with Ledger(path, KEY) as ledger:
-        ledger.append(kind, body, evidence.TIME)
-        entries = ledger.entries()
-    study = evidence.make_study()
-    story, _ = tell(entries, PUBLIC, study, finished=False)
-    assert len(story.charged()) == 3
-    if "site" in body:
-        with Ledger(path, KEY) as ledger:
-            ledger.append(kind, body | {"site": "east"}, evidence.TIME)
-            entries = ledger.entries()
-        with pytest.raises(LedgerError, match="not in the plan: east") as caught:
-            tell(entries, PUBLIC, study, finished=False)
-        assert caught.value.entry == 6
 
 
 def test_a_commitment_binds_and_hides() -> None:

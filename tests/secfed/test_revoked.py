@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import deployed
 import pytest
-from deployed import KEY, Cast, roster_of
+from deployed import KEY, Cast, LostError, roster_of
 from small import planned, small_policy, small_study
 from typer.testing import CliRunner
 
+from protocols.keys import generate_identity
 from secfed.cli import app as cli
 from secfed.entries import RoundEntry
-from secfed.errors import TooFewSitesError, VerificationError
+from secfed.errors import RunDirectoryError, TooFewSitesError, VerificationError
 from secfed.ledger import split_lines, verify_entries
 from secfed.privacy.budget import Budget
 from secfed.runtime import site_session, site_worker
@@ -113,6 +115,29 @@ def test_a_site_does_not_start_with_revoked_keys(tmp_path: Path) -> None:
     assert done.output.count("REVOKED") == 1
     with pytest.raises(VerificationError, match="are revoked; make new ones"):
         pinned_roster(own, tmp_path, keys)
+
+
+def test_new_keys_are_for_a_new_run_and_the_budget_stays(
+    cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast.crash = (2, "advertise")
+    with pytest.raises(LostError):
+        cast.serve(tmp_path / "run")
+    before, old = cast.rounds_charged(D), cast.roster.identities
+    cast.crash = None
+    monkeypatch.setattr(
+        deployed,
+        "identity_of",
+        lambda site: generate_identity(site[::-1].encode().ljust(32, b"+")[:32]),
+    )
+    cast.roster = roster_of(cast.study)
+    assert not set(cast.roster.identities.values()) & set(old.values())
+    with pytest.raises(RunDirectoryError, match="begun with other keys"):
+        cast.serve(tmp_path / "run")
+    cast.run_id = "e" * 16
+    cast.begin(*cast.study.sites)
+    cast.serve(tmp_path / "rotated")
+    assert cast.rounds_charged(D) == [*before, 1, 2]
 
 
 # A full disk

@@ -1,0 +1,104 @@
+"""A deployed site and the ledger of a run: what it checks before it cosigns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from protocols.keys import SigningKey
+from secfed.checkpoints import Cosigner, log_key, log_origin, witness_key
+from secfed.entries import ApprovalEntry
+from secfed.errors import LedgerError, StaleOfferError
+from secfed.ledger import Entry
+from secfed.privacy.budget import Budget
+from secfed.runtime.receipts import reservations
+from secfed.runtime.witnesses import inspection, witness_folder
+from secfed.study import Study
+from secfed.witness import Inspect, Offer, Witness, answer_bytes
+
+__all__ = ["LedgerWatch"]
+
+
+@dataclass(frozen=True)
+class LedgerWatch:
+    """One site's view of the ledgers of one study.
+
+    Attributes:
+        study: As this site approved it.
+        coordinator_key: Pinned.
+        site: This site.
+        identity: Its key, which cosigns.
+        state_dir: Its durable folder, with its memory of each log.
+        budget: Its own.
+    """
+
+    study: Study
+    coordinator_key: bytes
+    site: str
+    identity: SigningKey
+    state_dir: Path
+    budget: Budget
+
+    def cosign(
+        self, run_id: str, offer: bytes, signed: Collection[str] | None
+    ) -> tuple[bytes, int | None]:
+        """Check what a ledger says since this site looked last, and cosign it.
+
+        Args:
+            run_id: Whose ledger it is.
+            offer: As received.
+            signed: Digests of the approvals that were ever signed here; None where
+                nobody is asked for one.
+
+        Returns:
+            The answer, and how many entries were cosigned; None where the offer
+            starts elsewhere than this site's memory ends.
+
+        Raises:
+            LedgerError: Names the entry that is missing, other or wrong.
+            VerificationError: The offer is malformed or not of this log.
+        """
+        witness = self._witness(run_id, signed)
+        try:
+            line = witness.cosign(Offer.from_bytes(offer), int(time.time()))
+        except StaleOfferError as stale:
+            return answer_bytes(stale.size), None
+        return answer_bytes(line), witness.size
+
+    def _witness(self, run_id: str, signed: Collection[str] | None) -> Witness:
+        origin = log_origin(self.study.digest(), run_id)
+        inspect = inspection(
+            self.study,
+            self.coordinator_key,
+            self.site,
+            run_id,
+            partial(reservations, self.state_dir, self.site, self.budget),
+        )
+        return Witness(
+            witness_folder(self.state_dir / "sites" / self.site, origin),
+            log_key(origin, self.coordinator_key),
+            Cosigner(
+                witness_key(self.site, self.identity.public_bytes), self.identity.sign
+            ),
+            partial(self._inspect, inspect, signed),
+        )
+
+    def _inspect(
+        self,
+        inspect: Inspect,
+        signed: Collection[str] | None,
+        entries: Sequence[Entry],
+    ) -> None:
+        """As every witness; and no approval is made up in this site's name."""
+        inspect(entries)
+        for entry in entries:
+            body = entry.parsed()
+            if (
+                isinstance(body, ApprovalEntry)
+                and body.site == self.site
+                and (signed is None or body.commitment not in signed)
+            ):
+                raise LedgerError(entry.index, f"nobody at {self.site} signed that")
