@@ -190,9 +190,22 @@ def wait_until_past(folder: Path, number: int, phase: str) -> None:
 
 
 def run_site(
-    folder: str, site: str, faults: Sequence[Fault] = (), *, stolen: bool = False
+    folder: str,
+    site: str,
+    faults: Sequence[Fault] = (),
+    *,
+    stolen: bool = False,
+    through: str | None = None,
 ) -> None:
-    """A site's process. ``stolen``: it has the node key, and not the identity."""
+    """A site's process.
+
+    Args:
+        folder: Of all parties.
+        site: Its name.
+        faults: What goes wrong.
+        stolen: It has the node key, and not the identity.
+        through: The address that it connects to, instead of the coordinator's.
+    """
     home = Path(folder) / site
     _log_to(home / "log.txt")
     roster = _roster(home / "roster.json")
@@ -211,7 +224,9 @@ def run_site(
     (state / AUTHORITY_NAME).write_text(roster.authority)
     worker = SiteWorker(roster, site, identity, own, small_policy(), state, _say)
     faulty = FaultySite(worker, faults, home)
-    link = Connection(roster.address, state / AUTHORITY_NAME, keys.node_private)
+    link = Connection(
+        through or roster.address, state / AUTHORITY_NAME, keys.node_private
+    )
     flower = Path(folder) / f"{site}-flower"
     work(link, faulty.answer, flower, lambda: worker.finished, _say)
     shutil.copytree(state, home / "kept")  # The file system ends with this process.

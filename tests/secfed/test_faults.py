@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from faulty import SEED, Fault, run_coordinator, run_site, study_of, toml_of
 from parties import Parties, protecting_of, set_up
+from slow_line import SlowLine
 from small import EXAMPLE, planned, small_policy, small_study, study_values
 
 from secfed.canonical import file_sha256
@@ -30,6 +31,7 @@ from secfed.runtime.keys import read_coordinator_key
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.record import Arm
+from secfed.runtime.roster import read_roster
 from secfed.runtime.setup import Prepared
 from secfed.signing import CoordinatorKey
 from secfed.verify import verify_run
@@ -255,6 +257,26 @@ def test_a_truncated_answer_a_late_site_and_a_full_disk_cost_one_round_each(
     assert set(fourth.survivors) == {A, B, C, D}
     assert run.charged(D, "kept") == [1, 2, 4]
     assert run.charged(C, "kept") == [1, 2, 3, 4]
+
+
+@pytest.mark.deployment
+def test_a_late_and_breaking_line_costs_time_and_no_round(
+    forked: Callable[[int], Forked],
+) -> None:
+    run = forked(2)
+    host, port = read_roster(
+        (run.parties.coordinator / "roster.json").read_bytes(), "roster"
+    ).address.split(":")
+    line = SlowLine((host, int(port)), delay=0.08, lasting=20_000)
+    run.coordinator()
+    for site in (A, B, C, D):
+        run.site(site, through=line.address)
+    run.finish()
+    line.close()
+    assert_sound(run)
+    for entry in run.rounds().values():
+        assert set(entry.survivors) == {A, B, C, D}
+    assert line.cuts > 20
 
 
 @pytest.mark.deployment
