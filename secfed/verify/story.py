@@ -128,6 +128,9 @@ def tell(
     said = [f"{len(rounds)} rounds in order, {completed} of them completed"]
     if evaluations:
         said.append(f"{len(evaluations)} evaluations")
+    approving = {n.site for n in notices.values() if isinstance(n, ApprovalEntry)}
+    if approving:
+        said.append(f"{len(approving)} of {len(plan.sites)} sites named approvals")
     return story, "; ".join(said + [_told(n) for n in notices.values() if _told(n)])
 
 

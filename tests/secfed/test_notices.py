@@ -90,6 +90,7 @@ def test_notices_spend_nothing_and_the_auditor_is_told(tmp_path: Path) -> None:
     assert list(story.notices.values()) == after
     assert "north's key was revoked; south withdrew before round 4" in said
     assert "an incident was recorded" in said
+    assert "1 of 3 sites named approvals" in said
 
 
 @pytest.mark.parametrize(
