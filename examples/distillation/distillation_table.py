@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import subprocess
 import sys
@@ -99,11 +98,11 @@ def run_cell(
     options: argparse.Namespace, row: str, dataset: str, rank: int, seed: int
 ) -> Cell:
     """Train once, score on the public hold-out."""
-    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        # Where they are installed, PEFT loads them, and they speak of missing kernels.
-        logging.getLogger(name).setLevel(logging.ERROR)
     from divided_texts import divide  # noqa: PLC0415
 
+    from secfed.cli.output import quiet_libraries  # noqa: PLC0415
+
+    quiet_libraries()
     divide(dataset, options.out / dataset, options.public_share)
     named: Cell = {"row": row, "dataset": dataset, "rank": rank, "seed": seed}
     if row in _RANKED:

@@ -73,11 +73,13 @@ def _cell(
 
 def run_cell(path: Path, base: str, place: str, seed: int) -> dict[str, Any]:
     """Train once; hold-out scores at the start and at the end, and memory."""
+    from secfed.cli.output import quiet_libraries  # noqa: PLC0415
     from secfed.policy import load_policy  # noqa: PLC0415
     from secfed.runtime.progress import NoProgress  # noqa: PLC0415
     from secfed.runtime.setup import prepare  # noqa: PLC0415
     from secfed.study import load_study  # noqa: PLC0415
 
+    quiet_libraries()
     study = with_base(load_study(path), base).with_seed(seed)
     policy = load_policy(path.parent / "site.toml")
     prepared = prepare(study, path.resolve().parent, policy, NoProgress())

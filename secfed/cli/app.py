@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from typing import Final, TextIO
@@ -20,7 +19,7 @@ from secfed.cli.incidents import incident, withdraw
 from secfed.cli.initial import init
 from secfed.cli.model import app as model_app
 from secfed.cli.operations import app as operations_app
-from secfed.cli.output import SecfedGroup, tell
+from secfed.cli.output import SecfedGroup, quiet_libraries, tell
 from secfed.cli.policies import policy_app
 from secfed.cli.release import app as release_app
 from secfed.cli.release import contributions
@@ -37,9 +36,6 @@ Exit codes: 0 done, 1 other, 2 usage, study or data, 3 verification failed,
 
 Example: secfed demo
 """
-
-_NOISY: Final = ("torchao", "bitsandbytes", "torch.utils._pytree")
-"""Where they are installed, PEFT loads them, and they speak of kernels they miss."""
 
 app = typer.Typer(
     name="secfed",
@@ -90,8 +86,7 @@ def main() -> None:
         # Deprecations inside other packages are no news for people; ours are.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.showwarning = _show_warning
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_libraries()
     app(prog_name="secfed")
 
 

@@ -8,6 +8,7 @@ terminal and never under ``NO_COLOR`` (rich looks at both).
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ __all__ = [
     "SecfedGroup",
     "plain_table",
     "print_json",
+    "quiet_libraries",
     "remember_run",
     "show",
     "tell",
@@ -36,6 +38,9 @@ __all__ = [
 
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report a command that Ctrl-C ended."""
+
+_NOISY: Final = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Where they are installed, PEFT loads them, and they speak of kernels they miss."""
 
 _ABORTED: Final = 5
 _USAGE: Final = 2
@@ -113,6 +118,12 @@ def _end(ctx: click.Context, error: BaseException, code: int, *, as_json: bool) 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(Text.assemble(("error: ", "bold red"), text))
     ctx.exit(code)
+
+
+def quiet_libraries() -> None:
+    """Keep what libraries say of themselves out of people's terminals."""
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def show(*parts: RenderableType) -> None:
