@@ -145,10 +145,10 @@ def _asking(request: AuditRequest) -> SitePolicy:
     The copy has another digest, and differs in what cannot change the guarantee only.
     """
     policy, study = request.policy, request.study
-    if policy.approvals is None or policy.consent is not None:
+    if policy.approvals is None:
         return policy
-    approvals = SiteApprovals(policy, StudyManifest(study))
-    return policy.asking(lambda _copy: approvals.require(study), approvals.needed)
+    consent = policy.consent or SiteApprovals(policy, StudyManifest(study)).require
+    return policy.asking(lambda _copy: consent(study), policy.approvals)
 
 
 def _prepare(request: AuditRequest, site: str, progress: Progress) -> Prepared:

@@ -10,9 +10,10 @@ import click
 import typer
 from rich.text import Text
 
+from secfed.cli.at_site import open_at_site
 from secfed.cli.output import print_json, show
 from secfed.cli.progress import progress_for
-from secfed.cli.runs import find_policy
+from secfed.cli.runs import policy_file
 from secfed.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ _PARTS: Final = {
 
 
 def audit(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study.toml.")],
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="A study.toml, or a roster.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="A new folder, never in a run."),
@@ -65,7 +68,8 @@ def audit(
         typer.Option(
             "--site-policy",
             metavar="FILE",
-            help="The sites' policy; site.toml beside the study by default.",
+            help="The sites' policy, or a deployed site's file; site.toml beside the "
+            "study by default.",
         ),
     ] = None,
     *,
@@ -84,22 +88,26 @@ def audit(
     Example: secfed audit examples/icd10_hospitals/study.toml --parts A
 
     Example: secfed audit study.toml --site north --own --rounds 2
+
+    Example: secfed audit roster.json --site-policy north.toml --rounds 2
     """
     wanted = _wanted(parts)
     if not 0 < level < 1:
         raise click.BadParameter("a level is between 0 and 1", param_hint="--level")
+    at = open_at_site(study, policy_file(study, site_policy))
+    if at.site and site not in (None, at.site):
+        raise click.BadParameter(f"{site_policy} is of {at.site}", param_hint="--site")
+    site, own = at.site or site, own or bool(at.site)
     if own and site is None:
         raise click.BadParameter("needs --site", param_hint="--own")
     from secfed.audit.data_canaries import DataSettings  # noqa: PLC0415
     from secfed.audit.dirac import DiracSettings  # noqa: PLC0415
     from secfed.audit.run import AuditRequest, run_audit  # noqa: PLC0415
-    from secfed.study import load_study  # noqa: PLC0415
 
-    loaded = load_study(study)
     request = AuditRequest(
-        study=loaded,
-        base_dir=study.resolve().parent,
-        policy=find_policy(study, site_policy),
+        study=at.manifest.study,
+        base_dir=at.base_dir,
+        policy=at.policy,
         folder=out or Path("runs", f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}"),
         site=site,
         own=own,

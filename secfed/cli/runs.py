@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from secfed.policy import SitePolicy
     from secfed.study import Study
 
-__all__ = ["compare", "demo", "find_demo_study", "find_policy", "resume", "run"]
+__all__ = [
+    "compare",
+    "demo",
+    "find_demo_study",
+    "find_policy",
+    "policy_file",
+    "resume",
+    "run",
+]
 
 _DEMO_METHODS: Final = ("ffa-lora", "fedavg")
 _PACKAGE_DIR: Final = Path(__file__).resolve().parent.parent
@@ -212,14 +220,12 @@ def find_demo_study() -> Path:
     raise StudyError(_EXAMPLE, "", "the example is not installed; install secfed again")
 
 
-def find_policy(study: Path, site_policy: Path | None) -> SitePolicy:
-    """The sites' policy: the named file, or ``site.toml`` beside the study.
+def policy_file(study: Path, site_policy: Path | None) -> Path:
+    """The named file, or ``site.toml`` beside the study.
 
     Raises:
         StudyError: There is none. A site without a policy allows nothing.
     """
-    from secfed.policy import load_policy  # noqa: PLC0415
-
     beside = study.resolve().parent / "site.toml"
     if site_policy is None and not beside.is_file():
         raise StudyError(
@@ -228,7 +234,18 @@ def find_policy(study: Path, site_policy: Path | None) -> SitePolicy:
             "there is no policy, and a site without one allows nothing; write it or "
             "name one with --site-policy (examples/icd10_hospitals/site.toml is one)",
         )
-    return load_policy(site_policy or beside)
+    return site_policy or beside
+
+
+def find_policy(study: Path, site_policy: Path | None) -> SitePolicy:
+    """The sites' policy, from its file.
+
+    Raises:
+        StudyError: As ``policy_file``; or it cannot be read.
+    """
+    from secfed.policy import load_policy  # noqa: PLC0415
+
+    return load_policy(policy_file(study, site_policy))
 
 
 def show_run(folder: Path, *, as_json: bool) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from causal import causal_policy, causal_study, make_model, write_texts
-from small import EXAMPLE, small_policy, small_study
+from faulty import toml_of
+from parties import set_up
+from small import EXAMPLE, small_policy, small_study, study_values
 from typer.testing import CliRunner
 
 from secfed.audit.data_canaries import DataSettings, check_data, make_canaries
@@ -19,6 +21,7 @@ from secfed.audit.rehearsal import Rehearsal, copy_of
 from secfed.audit.run import AuditRequest, require_own_folder, run_audit
 from secfed.cli import app
 from secfed.errors import RunDirectoryError
+from secfed.privacy.budget import Budget
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.setup import Prepared, prepare
@@ -26,6 +29,35 @@ from secfed.runtime.setup import Prepared, prepare
 pytestmark = pytest.mark.slow
 
 RUN = CliRunner()
+
+
+def test_a_deployed_site_audits_what_its_operators_approved_and_pays_itself(
+    tmp_path: Path,
+) -> None:
+    values = study_values(1) | {"simulation": {"seed": 29}}
+    (tmp_path / "study.toml").write_text(toml_of(values), "utf-8")
+    text = (EXAMPLE / "site.toml").read_text("utf-8")
+    text = text.replace("min_units = 50", "min_units = 10")
+    (tmp_path / "site.toml").write_text(f'budget_dir = "budgets"\n{text}', "utf-8")
+    parties = set_up(
+        tmp_path / "parties", tmp_path / "study.toml", tmp_path / "site.toml"
+    )
+    site, other = parties.study.sites[:2]
+    home = parties.folder / site
+    command = ["audit", str(home / "roster.json"), "--parts", "A,B"]
+    command += ["--site-policy", str(home / "node.toml"), "--canaries", "20"]
+    done = RUN.invoke(app, [*command, "--out", str(tmp_path / "audit"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["subject"]["site"] == site
+    (account,) = Budget.read(home / "budgets" / site / "budget.sqlite")
+    assert [charge.run_id[:6] for charge in account.charges] == ["audit-"]
+    wrong = RUN.invoke(app, [*command, "--site", other])
+    assert wrong.exit_code == 2
+    for file in (home / "approvals").iterdir():
+        file.unlink()
+    refused = RUN.invoke(app, [*command, "--out", str(tmp_path / "unsigned")])
+    assert refused.exit_code == 4
+    assert "approved by 0 of 1 operators" in refused.output
 
 
 @pytest.mark.parametrize(
