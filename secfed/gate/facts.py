@@ -98,6 +98,14 @@ class Facts:
             if isinstance(value, int | float)
         ]
 
+    def subgroup_rows(self) -> list[tuple[str, str]]:
+        """The scores of each public subgroup, as its name and one text."""
+        utility = self.statement.get("utility")
+        parts = utility["by_subgroup"] if isinstance(utility, Mapping) else {}
+        if not isinstance(parts, Mapping):
+            return []
+        return [(name, _flat(scores)) for name, scores in sorted(parts.items())]
+
     def held_back_rows(self) -> list[tuple[str, str]]:
         """The last scores on records that sites hold back, with their intervals."""
         rounds = self.statement.get("evaluation", {}).get("rounds", ())

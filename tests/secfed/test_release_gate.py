@@ -103,6 +103,17 @@ def test_two_people_release_what_a_request_asked_for(
     assert not verify_release(out, released.ADA.fingerprint()).passed
 
 
+def test_the_card_shows_what_each_subgroup_gets(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "By subgroup: UNKNOWN" in (original / "README.md").read_text("utf-8")
+    lines = evidence.metrics_lines()
+    lines[-1]["by_category"] = {"65 | over": {"accuracy": 0.25}, "under": {"f1": 0.75}}
+    monkeypatch.setattr(evidence, "metrics_lines", lambda *_args: lines)
+    card = (released.write_candidate(tmp_path) / "README.md").read_text("utf-8")
+    assert "| 65 \\| over | accuracy 0.25 |\n| under | f1 0.75 |\n" in card
+
+
 def test_the_card_is_one_that_the_hub_reads(original: Path) -> None:
     text = (original / "README.md").read_text("utf-8")
     data = ModelCard(text).data.to_dict()
