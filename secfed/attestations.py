@@ -143,10 +143,17 @@ def seal_line(statement: Statement, signers: Sequence[Signer]) -> bytes:
 
     Raises:
         ValueError: A value has no JCS encoding.
+        VerificationError: A key does not sign: its module is gone, for example.
     """
     envelope = Envelope(statement.to_payload(), _PAYLOAD_TYPE, {})
     for signer in signers:
-        envelope.sign(signer)
+        try:
+            envelope.sign(signer)
+        except (LibraryError, OSError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise VerificationError(
+                f"a key beside ours does not sign: {what}"
+            ) from error
     return jcs(envelope.to_dict())
 
 

@@ -23,7 +23,8 @@ kind                        body
 
 Sites appear by name. Nothing here is private: no counts of records, no losses. What
 an approval, an incident or a withdrawal says of persons stays where it is; the entry
-has a commitment to it (``commit``), whose salt can be deleted.
+has a commitment to it. That of an incident or a withdrawal has a salt that can be
+deleted (``commit``), approvals have nonces.
 """
 
 from __future__ import annotations
@@ -301,7 +302,8 @@ class ApprovalEntry(_Body):
     """A site says that it approved the study of this digest.
 
     The commitment binds the approvals that counted there
-    (``secfed.governance.commitment_of``); it does not say who signed.
+    (``secfed.governance.SiteApprovals.commitment``); it says neither who signed nor how
+    many did.
     """
 
     kind: ClassVar[str] = "approval"

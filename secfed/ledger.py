@@ -264,9 +264,9 @@ class Ledger:
         # A signer that signs wrongly is found before its line is on the disk.
         keys = tuple(signer.public_key for signer in self._signers)
         open_line(line, keys)
-        if self._entries or keys[1:] == _further_keys(line):
+        if keys[1:] == _further_keys(self._lines[0] if self._lines else line):
             return line
-        raise ValueError("entry 0 does not name everybody who signs")
+        raise ValueError("entry 0 does not name everybody who signs, or others")
 
     def entries(self) -> tuple[Entry, ...]:
         """Everything recorded so far, in order."""

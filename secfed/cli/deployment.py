@@ -77,6 +77,10 @@ def serve(
         str | None,
         typer.Option(metavar="PORT", help="Serve /healthz and /metrics on loopback."),
     ] = None,
+    also_sign: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Names keys that sign the ledger, too."),
+    ] = None,
     *,
     or_resume: Annotated[
         bool,
@@ -119,18 +123,17 @@ def serve(
         phase=phase,
         protecting_key=absolute_place(where),
         metrics=metrics,
+        also_sign=None if also_sign is None else str(also_sign.resolve()),
     )
     _serve(out, record, read, as_json=as_json)
 
 
 def resume_serving(run_dir: Path, *, as_json: bool) -> None:
     """Continue a coordinator's run."""
-    from secfed.runtime.roster import read_roster  # noqa: PLC0415
-    from secfed.runtime.served import open_served  # noqa: PLC0415
+    from secfed.runtime.served import open_served, roster_of  # noqa: PLC0415
 
     record = open_served(run_dir)
-    path = Path(record.roster)
-    _serve(run_dir, record, read_roster(path.read_bytes(), path), as_json=as_json)
+    _serve(run_dir, record, roster_of(record), as_json=as_json)
 
 
 def _serve(
@@ -150,6 +153,7 @@ def _serve(
     from secfed.runtime.served import opened  # noqa: PLC0415
     from secfed.runtime.sessions import smallest_sum  # noqa: PLC0415
     from secfed.runtime.setup import prepare_data  # noqa: PLC0415
+    from secfed.runtime.signers import open_signers  # noqa: PLC0415
     from secfed.runtime.status import StatusProgress  # noqa: PLC0415
 
     remember_run(click.get_current_context(), run_dir)
@@ -159,6 +163,7 @@ def _serve(
     key = read_coordinator_key(keys, protecting)
     if key.public_bytes != roster.coordinator_key:
         raise VerificationError(f"{record.roster}: signed by another key than {keys}'s")
+    also = open_signers(Path(record.also_sign)) if record.also_sign else ()
     listener = Listener(record.host, record.port, *read_server(keys, protecting))
     nodes, study = roster.nodes, roster.study
     deadlines = Deadlines(record.joining, record.training, record.phase)
@@ -188,6 +193,7 @@ def _serve(
                 deadlines,
                 progress,
                 rehearsal=record.rehearsal,
+                also=also,
             )
 
         coordinate(listener, nodes, run_dir / "private" / "flower", run)

@@ -89,17 +89,23 @@ def withdraw(
 
 
 def _receive(run_dir: Path, file: Path, *, as_json: bool) -> None:
+    from secfed.canonical import file_sha256  # noqa: PLC0415
     from secfed.runtime.notices import receive_withdrawal  # noqa: PLC0415
-    from secfed.runtime.roster import read_roster  # noqa: PLC0415
-    from secfed.runtime.served import open_served  # noqa: PLC0415
+    from secfed.runtime.served import open_served, roster_of  # noqa: PLC0415
+    from secfed.runtime.watching import log_of_run  # noqa: PLC0415
 
-    path = Path(open_served(run_dir).roster)
-    roster = read_roster(path.read_bytes(), path)
+    record = open_served(run_dir)
+    roster = roster_of(record)
     site = receive_withdrawal(run_dir, roster, file.read_bytes(), file)
+    log = log_of_run(run_dir, roster.study, record.run_id, "coordinator")
+    log.event("withdrawn", sha256=file_sha256(file), site=site)
+    released = (run_dir / "statement.json").is_file()
     if as_json:
-        print_json({"run": str(run_dir), "site": site})
-        return
-    show(f"received: {site} is asked nothing from the next round on")
+        print_json({"run": str(run_dir), "site": site, "released": released})
+    elif released:
+        show(f"received: from {site}; the run is released, and its ledger has ended")
+    else:
+        show(f"received: {site} is asked nothing from the next round on")
 
 
 def _show_withdrawal(done: Withdrawal, study: str) -> None:

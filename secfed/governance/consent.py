@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from secfed.canonical import canonical_json, sha256_hex
 from secfed.errors import PolicyError, VerificationError
 from secfed.governance.approvals import Approval, read_approvals
 from secfed.governance.differences import differences
@@ -180,27 +181,20 @@ class SiteApprovals:
             raise PolicyError(_missing(found, self.manifest))
         return found.exceptions
 
-    def counted(self) -> frozenset[str]:
-        """Digests of the approvals that count now; none where too few people signed.
+    def commitment(self) -> str | None:
+        """SHA-256 of the approvals that count now; None where too few people signed.
 
-        They bind the files and say nothing of who signed: each file has a nonce.
+        It is over the sorted digests of their files, each of which has a nonce: whoever
+        has the files can show what is bound, and nobody else learns who signed.
 
         Raises:
             PolicyError, VerificationError: As ``standing``.
         """
         found = self.standing()
-        return frozenset(a.digest for a in found.counted if found.approved)
-
-    def signed(self) -> frozenset[str]:
-        """Digests of all approvals of the manifest here, those that ended included.
-
-        Raises:
-            VerificationError: A file there is damaged.
-        """
-        folder = self.policy.approvals_dir
-        approvals, _ = read_approvals(Path(folder)) if folder else ((), ())
-        manifest = self.manifest.digest()
-        return frozenset(a.digest for a in approvals if a.manifest.digest() == manifest)
+        if not found.approved:
+            return None
+        digests = sorted(approval.digest for approval in found.counted)
+        return sha256_hex(canonical_json(digests))
 
 
 def consent_of(approvals: SiteApprovals) -> SitePolicy:

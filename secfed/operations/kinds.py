@@ -213,6 +213,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         "change",
         level="warning",
         needs=frozenset({"sha256"}),
+        may=frozenset({"site"}),
     ),
     "incident-recorded": _alert(
         "an incident was recorded", "api", "info", "incident sha256"

@@ -16,8 +16,8 @@ from secfed.runtime.directory import write_atomically
 from secfed.runtime.progress import Progress
 from secfed.runtime.witnesses import Asked, OfferFrom
 from secfed.study import Study
-from secfed.verify.heads import needed_witnesses
-from secfed.witness import offer_of, witness_keys
+from secfed.verify.heads import needed_witnesses, trusted_keys
+from secfed.witness import offer_of
 
 __all__ = ["Ask", "Cosigning"]
 
@@ -47,7 +47,7 @@ class Cosigning:
         Returns:
             How many sites cosigned.
         """
-        note, keys = self.ledger.checkpoint(), witness_keys(self._plan())
+        note, keys = self.ledger.checkpoint(), self._keys()
         offer_from = partial(offer_of, self.ledger.lines(), note)
         for site, line in sorted(ask(offer_from).items()):
             signed = note.with_signatures([line])
@@ -86,13 +86,18 @@ class Cosigning:
             note = parse_note((self.folder / CHECKPOINT_NAME).read_bytes())
             if note.text != self.ledger.checkpoint().text:
                 return 0
-            return len(self._opened(note, witness_keys(self._plan()).values()).times)
+            return len(self._opened(note, self._keys().values()).times)
         except (OSError, VerificationError):
             return 0
 
     def _opened(self, note: Note, keys: Iterable[NoteKey]) -> Cosigned:
         log = log_key(note.signatures[0].name, self.log_key)
         return open_checkpoint(note.to_bytes(), log, keys)
+
+    def _keys(self) -> dict[str, NoteKey]:
+        """Of the sites whose keys are not revoked."""
+        said = (entry.parsed() for entry in self.ledger.entries())
+        return trusted_keys(self._plan(), said)
 
     def _plan(self) -> PlanEntry:
         plan = self.ledger.entries()[1].parsed()

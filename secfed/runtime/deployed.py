@@ -117,6 +117,7 @@ class RemoteSites:
             RoundAbortedError: Too few sites were left; nothing was learned.
         """
         self._round = round_number
+        self._require_witnesses()
         terms = terms_of(
             self.arm.study,
             self.accounts.plans,
@@ -183,6 +184,21 @@ class RemoteSites:
         }
         down = coordinator.bytes_down + len(broadcast) * len(here)
         return replace(result, dropouts=dropouts), coordinator.bytes_up, down
+
+    def _require_witnesses(self) -> None:
+        """Nobody pays for a run that could not be released any more.
+
+        Raises:
+            TooFewSitesError: Fewer sites are left than have to cosign the ledger.
+        """
+        section, left = self.arm.study.ledger, len(self.present())
+        needed = section.witnesses if section else None
+        if needed is not None and left < needed:
+            raise TooFewSitesError(
+                f"{left} sites are left ({', '.join(sorted(self.notices.away))} are "
+                f"not), and {needed} have to cosign the ledger before a release; "
+                "nobody was asked to spend anything"
+            )
 
     def refused(self, site: str, number: int, error: str) -> None:
         """Tell the operations log that a message was refused."""
@@ -265,6 +281,7 @@ class _Away:
                 self.sites.notices.approved(site, approvals)
             except VerificationError as error:
                 self.sites.progress.note(f"{site}: {error}")
+                self.sites.refused(site, self.task.round, type(error).__name__)
                 continue
             taken.append(site)
         return tuple(sorted(taken))

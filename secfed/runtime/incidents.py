@@ -20,7 +20,7 @@ from secfed.runtime.key_places import find_protecting_key
 from secfed.runtime.keys import read_coordinator_key
 from secfed.runtime.notices import keep_record
 from secfed.runtime.roster import read_roster
-from secfed.runtime.served import is_served, open_served
+from secfed.runtime.served import is_served, open_served, roster_of
 from secfed.runtime.signed_records import signed
 from secfed.runtime.site_file import keys_of, load_site_file
 from secfed.runtime.watched_site import log_of_site
@@ -100,8 +100,7 @@ def _coordinator(run_dir: Path) -> _Party:
     private = run_dir / "private"
     if is_served(run_dir):
         served = open_served(run_dir)
-        roster = Path(served.roster)
-        study = read_roster(roster.read_bytes(), roster).study
+        study = roster_of(served).study
         run_id, role = served.run_id, "coordinator"
         protecting = find_protecting_key(served.protecting_key)
         key = read_coordinator_key(Path(served.keys), protecting)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from protocols.keys import SigningKey
 from secfed.checkpoints import Cosigner, log_key, log_origin, witness_key
-from secfed.entries import ApprovalEntry
+from secfed.entries import ApprovalEntry, WithdrawalEntry
 from secfed.errors import LedgerError, StaleOfferError
 from secfed.ledger import Entry
 from secfed.privacy.budget import Budget
+from secfed.runtime.directory import append_line, read_lines
 from secfed.runtime.receipts import reservations
 from secfed.runtime.witnesses import inspection, witness_folder
 from secfed.study import Study
@@ -42,16 +43,27 @@ class LedgerWatch:
     state_dir: Path
     budget: Budget
 
-    def cosign(
-        self, run_id: str, offer: bytes, signed: Collection[str] | None
-    ) -> tuple[bytes, int | None]:
+    def note_approval(self, commitment: str) -> None:
+        """Keep what this site is about to say that it approved."""
+        if commitment not in self._approved():
+            append_line(self._approvals_path, {"approval": commitment})
+
+    def _approved(self) -> set[str]:
+        """All that it ever said; files of approvals come and go."""
+        path = self._approvals_path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return {str(line["approval"]) for line in read_lines(path)}
+
+    @property
+    def _approvals_path(self) -> Path:
+        return self.state_dir / "sites" / self.site / "approvals.jsonl"
+
+    def cosign(self, run_id: str, offer: bytes) -> tuple[bytes, int | None]:
         """Check what a ledger says since this site looked last, and cosign it.
 
         Args:
             run_id: Whose ledger it is.
             offer: As received.
-            signed: Digests of the approvals that were ever signed here; None where
-                nobody is asked for one.
 
         Returns:
             The answer, and how many entries were cosigned; None where the offer
@@ -61,14 +73,14 @@ class LedgerWatch:
             LedgerError: Names the entry that is missing, other or wrong.
             VerificationError: The offer is malformed or not of this log.
         """
-        witness = self._witness(run_id, signed)
+        witness = self._witness(run_id)
         try:
             line = witness.cosign(Offer.from_bytes(offer), int(time.time()))
         except StaleOfferError as stale:
             return answer_bytes(stale.size), None
         return answer_bytes(line), witness.size
 
-    def _witness(self, run_id: str, signed: Collection[str] | None) -> Witness:
+    def _witness(self, run_id: str) -> Witness:
         origin = log_origin(self.study.digest(), run_id)
         inspect = inspection(
             self.study,
@@ -83,22 +95,18 @@ class LedgerWatch:
             Cosigner(
                 witness_key(self.site, self.identity.public_bytes), self.identity.sign
             ),
-            partial(self._inspect, inspect, signed),
+            partial(self._inspect, inspect),
         )
 
-    def _inspect(
-        self,
-        inspect: Inspect,
-        signed: Collection[str] | None,
-        entries: Sequence[Entry],
-    ) -> None:
-        """As every witness; and no approval is made up in this site's name."""
+    def _inspect(self, inspect: Inspect, entries: Sequence[Entry]) -> None:
+        """As every witness; and nothing is made up in this site's name."""
         inspect(entries)
+        approved = self._approved()
         for entry in entries:
-            body = entry.parsed()
-            if (
-                isinstance(body, ApprovalEntry)
-                and body.site == self.site
-                and (signed is None or body.commitment not in signed)
-            ):
-                raise LedgerError(entry.index, f"nobody at {self.site} signed that")
+            match entry.parsed():
+                case ApprovalEntry(site=self.site, commitment=bound) if (
+                    bound not in approved
+                ):
+                    raise LedgerError(entry.index, f"{self.site} never said that")
+                case WithdrawalEntry(site=self.site):
+                    raise LedgerError(entry.index, f"{self.site} did not withdraw")

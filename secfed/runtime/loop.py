@@ -101,6 +101,7 @@ def run_rounds(
     # 3
     if not record.released:
         cosigning.require(player.cosign, record.arm.study)
+        record.note(player.due)
         record.release(state.adapter)
     cosigning.require(player.cosign, record.arm.study)
     if not (arm_dir / "report.html").exists():  # a crash may have come between

@@ -18,9 +18,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from safetensors.numpy import load, save
+from securesystemslib.signer import Signer
 
 import secfed
 from secfed.adapters import load_adapter, save_adapter
+from secfed.attestations import written_keys
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
 from secfed.entries import (
     EvaluationEntry,
@@ -88,6 +90,7 @@ class ArmRecord:
         run_id: The run and arm that budgets are charged for.
         accounts: What is known of the sites' budgets.
         key: The coordinator's signing key.
+        also: Who signs every entry beside it.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class ArmRecord:
         run_id: str,
         accounts: Accounts,
         key: CoordinatorKey,
+        also: Sequence[Signer] = (),
     ) -> None:
         self.arm = arm
         self.run_id = run_id
@@ -108,7 +112,8 @@ class ArmRecord:
         self._metrics = arm_dir / "metrics.jsonl"
         (arm_dir / "adapters").mkdir(parents=True, exist_ok=True)
         self._key = key
-        self._ledger = Ledger(arm_dir / LEDGER_NAME, key)
+        self._also = written_keys(also)
+        self._ledger = Ledger(arm_dir / LEDGER_NAME, key, also)
 
     def __enter__(self) -> Self:
         return self
@@ -236,8 +241,9 @@ class ArmRecord:
 
     def note(self, due: Callable[[Sequence[Entry], int], Sequence[Notice]]) -> None:
         """Append what is due between rounds: who withdrew, whose key is revoked."""
+        found = due(self._ledger.entries(), self.next_round)
         if not self.released:
-            for body in due(self._ledger.entries(), self.next_round):
+            for body in found:
                 self._ledger.append(body.kind, body.to_body(), _now())
 
     def due_evaluations(self) -> tuple[int, ...]:
@@ -383,6 +389,7 @@ class ArmRecord:
                 coordinator_key=self._key.public_bytes.hex(),
                 secfed_version=secfed.__version__,
                 run_id=self.run_id,
+                also_signed_by=self._also,
             )
             self._ledger.append("study", body.to_body(), _now())
         plan = PlanEntry(

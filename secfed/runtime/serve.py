@@ -7,8 +7,11 @@ identity keys are the sites' and never come here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from securesystemslib.signer import Signer
 
 from secfed.errors import StudyError
 from secfed.runtime.deployed import Deadlines, RemoteSites
@@ -79,6 +82,7 @@ def serve_rounds(
     progress: Progress,
     *,
     rehearsal: bool = False,
+    also: Sequence[Signer] = (),
 ) -> dict[str, Any]:
     """Run what is missing of a study, then give the sites the final adapter.
 
@@ -92,6 +96,7 @@ def serve_rounds(
         deadlines: How long sites are waited for.
         progress: Told about phases and sites.
         rehearsal: Whether a simulation seed is allowed.
+        also: Who signs every entry of the ledger beside the coordinator.
 
     Returns:
         The arm as in ``comparison.json``.
@@ -114,7 +119,7 @@ def serve_rounds(
     )
     with (
         watched(run_dir, study, run_id, progress, role="coordinator") as logged,
-        ArmRecord(arm, prepared, run_dir, charged, accounts, key) as record,
+        ArmRecord(arm, prepared, run_dir, charged, accounts, key, also) as record,
     ):
         for site in roster.revoked:
             logged.event("key-revoked", site=site)

@@ -21,6 +21,7 @@ from typing import Any
 from secfed.canonical import canonical_json
 from secfed.errors import RunDirectoryError, SecfedError
 from secfed.runtime.directory import write_atomically
+from secfed.runtime.roster import Roster, read_roster
 from secfed.runtime.status import read_status
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "is_served",
     "open_served",
     "opened",
+    "roster_of",
     "status_of",
     "stop_served",
 ]
@@ -60,6 +62,7 @@ class ServeRecord:
     phase: float
     protecting_key: str | None = None
     metrics: str | None = None
+    also_sign: str | None = None
 
 
 def is_served(run_dir: Path) -> bool:
@@ -97,6 +100,20 @@ def open_served(run_dir: Path) -> ServeRecord:
         raise RunDirectoryError(f"{run_dir}: not a run of `secfed serve`") from None
     except (OSError, ValueError, TypeError) as error:
         raise RunDirectoryError(f"{path}: damaged: {error}") from error
+
+
+def roster_of(record: ServeRecord) -> Roster:
+    """The roster of a run.
+
+    Raises:
+        RunDirectoryError: It is gone.
+        VerificationError: It is damaged.
+    """
+    path = Path(record.roster)
+    try:
+        return read_roster(path.read_bytes(), path)
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: no roster: {error.strerror}") from error
 
 
 @contextmanager

@@ -53,7 +53,7 @@ from secfed.runtime.envelope import (
 from secfed.runtime.evaluations import count_of
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.ledger_watch import LedgerWatch
-from secfed.runtime.notices import approvals_bytes
+from secfed.runtime.notices import approval_bytes
 from secfed.runtime.receipts import (
     is_evaluation,
     keep_receipt,
@@ -302,7 +302,7 @@ class SiteWorker:
             self.finished = True
             self.event("study-finished")
             self._say("the study is finished; the final adapter is kept")
-            return approvals_bytes(())
+            return approval_bytes(None)
         elif not 1 <= order.round <= rounds:
             raise RunDirectoryError(f"the study has no round {order.round}")
         if order.round <= last_begun(self._state_dir, order):
@@ -317,8 +317,11 @@ class SiteWorker:
         return self._approved()
 
     def _approved(self) -> bytes:
-        """Which approvals count here, by their digests."""
-        return approvals_bytes(self._approvals.counted() if self._approvals else ())
+        """What binds the approvals that count here; noted before it leaves."""
+        found = self._approvals.commitment() if self._approvals else None
+        if found is not None:
+            self._watch.note_approval(found)
+        return approval_bytes(found)
 
     def _check_due(self, order: Order) -> None:
         """Refuse an evaluation that the approved study does not have."""
@@ -329,8 +332,7 @@ class SiteWorker:
 
     def _cosign(self, order: Order, body: bytes) -> bytes:
         """Check what the ledger says since this site looked last, and cosign it."""
-        signed = self._approvals.signed() if self._approvals else None
-        answer, size = self._watch.cosign(order.run_id, body, signed)
+        answer, size = self._watch.cosign(order.run_id, body)
         if size is not None:
             self._say(f"cosigned the ledger's {size} entries")
         return answer

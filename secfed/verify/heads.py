@@ -9,7 +9,7 @@ from pathlib import Path
 from protocols import merkle
 from secfed.canonical import sha256_hex
 from secfed.checkpoints import Cosigned, log_key, open_checkpoint
-from secfed.entries import PlanEntry, StudyEntry
+from secfed.entries import Body, KeyEntry, PlanEntry, StudyEntry
 from secfed.errors import LedgerError, VerificationError
 from secfed.ledger import (
     CHECKPOINT_NAME,
@@ -25,7 +25,13 @@ from secfed.verify.files import Bundle, read_plain
 from secfed.verify.story import Story
 from secfed.witness import witness_keys
 
-__all__ = ["check_seen", "check_witnesses", "needed_witnesses", "read_head"]
+__all__ = [
+    "check_seen",
+    "check_witnesses",
+    "needed_witnesses",
+    "read_head",
+    "trusted_keys",
+]
 
 
 def read_head(bundle: Bundle, story: Story) -> tuple[Cosigned, str]:
@@ -57,6 +63,12 @@ def needed_witnesses(plan: PlanEntry, study: Study) -> int:
     return named if named is not None else plan.threshold
 
 
+def trusted_keys(plan: PlanEntry, said: Iterable[Body]) -> dict[str, NoteKey]:
+    """Every witness's key, but those that the ledger says are revoked."""
+    revoked = {body.site for body in said if isinstance(body, KeyEntry)}
+    return {s: key for s, key in witness_keys(plan).items() if s not in revoked}
+
+
 def check_witnesses(
     head: Cosigned, story: Story, study: Study, pins: Mapping[str, str]
 ) -> str:
@@ -72,11 +84,13 @@ def check_witnesses(
         VerificationError: Too few, or a site's key is not the pinned one.
     """
     keys = witness_keys(story.plan)
+    trusted = trusted_keys(story.plan, story.notices.values())
     for site, pin in pins.items():
         if site not in keys or _fingerprint(keys[site]) != pin:
             raise VerificationError(f"{site}: not a witness with the pinned key")
-        if keys[site].name not in head.times:
+        if site in trusted and keys[site].name not in head.times:
             raise VerificationError(f"{site}: not under this tree head")
+    keys = trusted
     cosigned = {site: key for site, key in keys.items() if key.name in head.times}
     needed = needed_witnesses(story.plan, study)
     shown = ", ".join(_shown(site, key, head) for site, key in cosigned.items())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +101,14 @@ def tell(
     rounds: dict[int, RoundEntry | InterruptedEntry] = {}
     evaluations: dict[int, EvaluationEntry | EvaluationInterruptedEntry] = {}
     notices: dict[int, Notice] = {}
+    told: set[Notice] = set()
     left: dict[str, str] = {}
     for index in range(2, last if release else len(bodies)):
         body = bodies[index]
         if isinstance(body, Notice):
-            _check_notice(index, body, plan, study, len(rounds), notices.values())
+            _check_notice(index, body, plan, study, len(rounds), told)
             notices[index] = body
+            told.add(body)
             left |= _left(body)
             continue
         # 3
@@ -152,7 +155,7 @@ def _check_notice(
     plan: PlanEntry,
     study: Study,
     rounds_so_far: int,
-    before: Collection[Notice],
+    before: AbstractSet[Notice],
 ) -> None:
     """It is about a site of the plan, says what is so, and says it once."""
     site = getattr(body, "site", None)
@@ -165,6 +168,11 @@ def _check_notice(
             raise LedgerError(index, f"{body.site} approved another study")
         case KeyEntry() if body.fingerprint != _pinned(plan, body.site):
             raise LedgerError(index, f"not the key of {body.site}")
+        case WithdrawalEntry() if any(
+            isinstance(other, WithdrawalEntry) and other.site == body.site
+            for other in before
+        ):
+            raise LedgerError(index, f"{body.site} withdraws a second time")
         case WithdrawalEntry() if body.from_round != rounds_so_far + 1:
             raise LedgerError(
                 index,

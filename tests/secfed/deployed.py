@@ -6,10 +6,12 @@ over a network: signed orders and answers, the sites' durable state, the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from securesystemslib.signer import Signer
 
 from protocols.keys import SigningKey, generate_identity
 from secfed.errors import VerificationError
@@ -95,6 +97,7 @@ class Cast:
     away: set[str] = field(default_factory=set)
     background: Background = field(default_factory=AtOnce)
     approvals: dict[str, SiteApprovals] = field(default_factory=dict)
+    also: Sequence[Signer] = ()
 
     def __post_init__(self) -> None:
         self.roster = roster_of(self.study)
@@ -149,6 +152,7 @@ class Cast:
             Deadlines(1, 1, 1),
             self.notes,
             rehearsal=rehearsal,
+            also=self.also,
         )
 
     def rounds_charged(self, site: str, *, evaluated: bool = False) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,16 +14,23 @@ from deployed import KEY, Cast, LostError, identity_of
 from governed import ANNA
 from small import planned, small_policy, small_study
 
+from secfed.canonical import canonical_json, file_sha256, sha256_hex
 from secfed.entries import (
     ApprovalEntry,
     Body,
     IncidentEntry,
     KeyEntry,
+    PlanEntry,
     RoundEntry,
     WithdrawalEntry,
     commit,
 )
-from secfed.errors import LedgerError, VerificationError
+from secfed.errors import (
+    LedgerError,
+    RunDirectoryError,
+    TooFewSitesError,
+    VerificationError,
+)
 from secfed.governance import SiteApprovals
 from secfed.governance.approvals import approve
 from secfed.ledger import Ledger, split_lines, verify_entries
@@ -33,14 +39,18 @@ from secfed.runtime.deployed import RemoteSites
 from secfed.runtime.keys import SiteKeys
 from secfed.runtime.notices import (
     Notices,
-    approvals_bytes,
+    approval_bytes,
     keep_record,
     receive_withdrawal,
 )
+from secfed.runtime.record import ArmRecord
 from secfed.runtime.setup import Prepared
 from secfed.runtime.signed_records import signed
 from secfed.runtime.withdrawal import EFFECT
 from secfed.signing import RECORD, fingerprint
+from secfed.study import load_study_dict
+from secfed.verify import verify_run
+from secfed.verify.heads import trusted_keys
 from secfed.verify.story import Story, tell
 
 A, B, C, D = small_study().sites
@@ -193,6 +203,7 @@ def test_only_a_site_of_the_run_withdraws_from_its_study(
     cast: Cast, tmp_path: Path, what: str
 ) -> None:
     digest = cast.study.digest()
+    (tmp_path / "private").mkdir()
     data = {
         "another study": record_of(D, "0" * 64),
         "another site": record_of("elsewhere", digest),
@@ -200,7 +211,7 @@ def test_only_a_site_of_the_run_withdraws_from_its_study(
     }[what]
     with pytest.raises(VerificationError):
         receive_withdrawal(tmp_path, cast.roster, data, Path("sent.json"))
-    assert not (tmp_path / "private").exists()
+    assert not list((tmp_path / "private").iterdir())
 
 
 def _incident() -> bytes:
@@ -246,6 +257,113 @@ def test_who_was_revoked_in_the_ledger_stays_away(cast: Cast, tmp_path: Path) ->
     assert sum(isinstance(body, KeyEntry) for body in bodies(run)) == 1
 
 
+def test_a_site_withdraws_once_and_what_came_first_stays(
+    cast: Cast, tmp_path: Path
+) -> None:
+    run, digest = tmp_path / "run", cast.study.digest()
+    (run / "private").mkdir(parents=True)
+    first = record_of(D, digest)
+    receive_withdrawal(run, cast.roster, first, Path("sent"))
+    kept = run / "private" / "withdrawals" / f"{D}.json"
+    salt = kept.with_suffix(".salt").read_bytes()
+    receive_withdrawal(run, cast.roster, first.removesuffix(b"\n"), Path("sent"))
+    assert kept.read_bytes() == first
+    assert kept.with_suffix(".salt").read_bytes() == salt
+    cast.crash = (2, "shares")
+    with pytest.raises(LostError):
+        cast.serve(run)
+    kept.with_suffix(".salt").unlink()  # Its entry says nothing any more, and stands.
+    cast.crash = None
+    cast.serve(run)
+    assert sum(isinstance(body, WithdrawalEntry) for body in bodies(run)) == 1
+    assert D not in {site for site, _, _ in cast.orders}
+
+
+def test_a_withdrawal_without_a_salt_is_not_told_and_counts(
+    cast: Cast, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    path = run / "private" / "withdrawals" / f"{D}.json"
+    keep_record(path, record_of(D, cast.study.digest()))
+    path.with_suffix(".salt").unlink()
+    cast.serve(run)
+    assert D not in {site for site, _, _ in cast.orders}
+    assert not any(isinstance(body, WithdrawalEntry) for body in bodies(run))
+
+
+@pytest.mark.parametrize("what", ["salt", "incident", "other study", "unreadable"])
+def test_what_should_not_lie_there_stops_the_run_before_anything_is_written(
+    cast: Cast, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    path = run / "private" / "withdrawals" / f"{D}.json"
+    data = {"incident": _incident(), "other study": record_of(D, "0" * 64)}
+    keep_record(path, data.get(what, record_of(D, cast.study.digest())))
+    if what == "salt":
+        path.with_suffix(".salt").write_bytes(b"short")
+    if what == "unreadable":
+        monkeypatch.setattr(Path, "iterdir", _forbidden)
+    with pytest.raises(VerificationError):
+        cast.serve(run)
+    assert not cast.orders
+
+
+def _forbidden(self: Path) -> Any:
+    raise PermissionError(13, "Permission denied", str(self))
+
+
+def test_a_run_that_is_another_users_takes_no_withdrawal(
+    cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "private").mkdir()
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    data = record_of(D, cast.study.digest())
+    with pytest.raises(RunDirectoryError, match="belongs to another user"):
+        receive_withdrawal(tmp_path, cast.roster, data, Path("sent"))
+
+
+def test_nobody_pays_for_a_run_that_too_few_could_cosign(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    values = small_study(rounds=2, seed=41).canonical()
+    study = load_study_dict(values | {"ledger": {"witnesses": 4}}, "small")
+    cast = Cast(planned(prepared, study), study, small_policy(), tmp_path / "sites")
+    cast.roster = replace(cast.roster, revoked=(D,))
+    with pytest.raises(TooFewSitesError, match="4 have to cosign"):
+        cast.serve(tmp_path / "run")
+    assert not cast.orders
+
+
+def test_a_released_run_sends_nothing_more_to_who_left(
+    cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seal = tmp_path / "run", ArmRecord.seal
+    (run / "private").mkdir(parents=True)
+    sent = record_of(D, cast.study.digest())
+    receive_withdrawal(run, cast.roster, sent, Path("sent"))
+
+    def crash(_self: ArmRecord) -> None:
+        raise LostError
+
+    monkeypatch.setattr(ArmRecord, "seal", crash)
+    with pytest.raises(LostError):
+        cast.serve(run)
+    monkeypatch.setattr(ArmRecord, "seal", seal)
+    cast.orders = []
+    cast.serve(run)
+    assert {site for site, _, _ in cast.orders} == {A, B, C}
+
+
+def test_a_revoked_keys_cosignature_does_not_count(tmp_path: Path) -> None:
+    evidence.write_run(tmp_path / "run")
+    assert verify_run(tmp_path / "run").passed
+    bundle = tmp_path / "run" / "ledger.jsonl"
+    lines = split_lines(bundle.read_bytes())
+    plan = verify_entries(lines, evidence.KEY.public_bytes)[1].parsed()
+    assert isinstance(plan, PlanEntry)
+    assert trusted_keys(plan, [key_entry()]).keys() == {"south", "west"}
+
+
 # ----------------------------------------------------------------- approvals
 
 
@@ -278,12 +396,13 @@ def test_the_ledger_binds_what_sites_say_they_approved(
     cast.begin(*cast.study.sites)
     cast.serve(tmp_path / "run")
     found = [b for b in bodies(tmp_path / "run") if isinstance(b, ApprovalEntry)]
-    assert {body.site: {body.commitment} for body in found} == {
-        site: set(one.counted()) for site, one in asking.items()
+    assert {body.site: body.commitment for body in found} == {
+        site: one.commitment() for site, one in asking.items()
     }
     # Somebody who has the file can show what is bound; nobody else can tell.
     (file,) = (tmp_path / A).glob("*.json")
-    assert json.loads(file.read_bytes())["operator"] == ANNA.public_bytes.hex()
+    shown = sha256_hex(canonical_json([file_sha256(file)]))
+    assert shown in {body.commitment for body in found}
     assert ANNA.fingerprint() not in (tmp_path / "run" / "ledger.jsonl").read_text()
 
 
@@ -295,18 +414,18 @@ def test_a_site_does_not_cosign_an_approval_that_nobody_there_signed(
     due = Notices.due
 
     def and_a_forged_one(self: Notices, *arguments: Any) -> Any:
-        self.approved(D, approvals_bytes(["f" * 64]))
+        self.approved(D, approval_bytes("f" * 64))
         return due(self, *arguments)
 
     monkeypatch.setattr(Notices, "due", and_a_forged_one)
     cast.serve(tmp_path / "run")  # Three of four are enough.
-    assert any(f"nobody at {D} signed that" in note for note in cast.notes.notes)
+    assert any(f"{D} never said that" in note for note in cast.notes.notes)
     head = (tmp_path / "run" / "ledger.checkpoint").read_text()
     assert f"secfed-site/{A}" in head
     assert f"secfed-site/{D}" not in head
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"approvals":["x"]}', b"\xff", b"[]"])
-def test_what_is_no_list_of_approvals_is_not_read(cast: Cast, body: bytes) -> None:
-    with pytest.raises(VerificationError, match="not a list of approvals"):
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"approval":"x"}', b"\xff", b"[]"])
+def test_what_is_no_approval_is_not_read(cast: Cast, body: bytes) -> None:
+    with pytest.raises(VerificationError, match="not an approval"):
         Notices(cast.roster, Path("none")).approved(A, body)
