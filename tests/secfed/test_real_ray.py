@@ -6,12 +6,9 @@ import os
 import subprocess
 import sys
 
-import pytest
 from rays import needs_ray, wait_for_ended
 
 from secfed.runtime.flower.simulation import _ray
-
-pytestmark = [pytest.mark.slow, needs_ray]
 
 _JOIN = """
 import ray
@@ -24,6 +21,7 @@ else:
 """
 
 
+@needs_ray
 def test_a_stranger_without_the_token_does_not_join() -> None:
     with _ray(1) as ray:
         address = ray.get_runtime_context().gcs_address

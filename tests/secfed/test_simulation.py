@@ -241,7 +241,6 @@ def test_work_that_waits_until_it_is_asked_for_runs_once() -> None:
     assert ran == [1]
 
 
-@pytest.mark.slow
 @needs_ray
 def test_rays_processes_play_the_local_runtime_s_round(
     prepared: Prepared, tmp_path: Path
