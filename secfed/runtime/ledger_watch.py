@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from protocols.keys import SigningKey
+from secfed.canonical import canonical_json, parse_canonical
 from secfed.checkpoints import Cosigner, log_key, log_origin, witness_key
 from secfed.entries import ApprovalEntry, WithdrawalEntry
-from secfed.errors import LedgerError, StaleOfferError
+from secfed.errors import LedgerError, StaleOfferError, VerificationError
 from secfed.ledger import Entry
 from secfed.privacy.budget import Budget
-from secfed.runtime.directory import append_line, read_lines
+from secfed.runtime.directory import write_atomically
 from secfed.runtime.receipts import reservations
 from secfed.runtime.witnesses import inspection, witness_folder
 from secfed.study import Study
@@ -44,19 +45,33 @@ class LedgerWatch:
     budget: Budget
 
     def note_approval(self, commitment: str) -> None:
-        """Keep what this site is about to say that it approved."""
-        if commitment not in self._approved():
-            append_line(self._approvals_path, {"approval": commitment})
+        """Keep what this site is about to say that it approved.
+
+        Raises:
+            VerificationError: What is kept is damaged.
+        """
+        known = self._approved()
+        if commitment not in known:
+            self._approvals_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            data = canonical_json(sorted({*known, commitment})) + b"\n"
+            write_atomically(self._approvals_path, data)
 
     def _approved(self) -> set[str]:
         """All that it ever said; files of approvals come and go."""
         path = self._approvals_path
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return {str(line["approval"]) for line in read_lines(path)}
+        if not path.exists():
+            return set()
+        try:
+            found = parse_canonical(path.read_bytes().removesuffix(b"\n"))
+        except ValueError as error:
+            raise VerificationError(f"{path}: damaged: {error}") from error
+        if not isinstance(found, list) or not all(isinstance(c, str) for c in found):
+            raise VerificationError(f"{path}: damaged: not a list of digests")
+        return set(found)
 
     @property
     def _approvals_path(self) -> Path:
-        return self.state_dir / "sites" / self.site / "approvals.jsonl"
+        return self.state_dir / "sites" / self.site / "approvals.json"
 
     def cosign(self, run_id: str, offer: bytes) -> tuple[bytes, int | None]:
         """Check what a ledger says since this site looked last, and cosign it.

@@ -31,14 +31,13 @@ from secfed.runtime.roster import Roster
 from secfed.runtime.signed_records import read_record
 
 __all__ = [
-    "MOST_APPROVALS",
     "Notices",
     "approval_bytes",
     "keep_record",
     "receive_withdrawal",
 ]
 
-MOST_APPROVALS: Final = 64
+_MOST_APPROVALS: Final = 64
 """How many different approvals of one site a ledger tells of."""
 
 _INCIDENTS: Final = "incidents"
@@ -195,7 +194,7 @@ class Notices:
         study = self.roster.study.digest()
         named = [(b.site, b.commitment) for b in told if isinstance(b, ApprovalEntry)]
         for site, bound in self._approved:
-            if sum(own == site for own, _ in named) < MOST_APPROVALS:
+            if sum(own == site for own, _ in named) < _MOST_APPROVALS:
                 named.append((site, bound))
                 yield ApprovalEntry(site=site, study_digest=study, commitment=bound)
 

@@ -425,6 +425,20 @@ def test_a_site_does_not_cosign_an_approval_that_nobody_there_signed(
     assert f"secfed-site/{D}" not in head
 
 
+@pytest.mark.parametrize("data", [b"", b"[", b"{}", b"[1]", b"\xff"])
+def test_a_damaged_memory_of_approvals_leaves_a_site_out_and_ends_nothing(
+    cast: Cast, tmp_path: Path, data: bytes
+) -> None:
+    cast.approvals = {D: approving(cast, tmp_path, D)}
+    cast.begin(*cast.study.sites)
+    path = cast.folder / D / "sites" / D / "approvals.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    cast.serve(tmp_path / "run")
+    assert any("approvals.json: damaged" in note for note in cast.notes.notes)
+    assert cast.rounds_charged(D) == []
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"approval":"x"}', b"\xff", b"[]"])
 def test_what_is_no_approval_is_not_read(cast: Cast, body: bytes) -> None:
     with pytest.raises(VerificationError, match="not an approval"):
