@@ -10,6 +10,9 @@ kind                        body
 ``study``                   which study this ledger belongs to; always entry 0
 ``plan``                    each site's privacy plan and the secure-sum
                             parameters, before anything is spent; always entry 1
+``tuning``                  an earlier run on private records by which the study's
+                            settings were chosen, and what it spent; they follow the
+                            plan, in the study's order
 ``round``                   a completed round: who took part, what was spent
 ``round-interrupted``       a started round without a sum; spent all the same
 ``evaluation``              noised sums over held-back units, after a round
@@ -60,9 +63,10 @@ __all__ = [
     "PlanEntry",
     "ReleaseEntry",
     "RoundEntry",
+    "RunCharge",
+    "RunCosts",
     "StudyEntry",
-    "TeacherCharge",
-    "TeacherCosts",
+    "TuningEntry",
     "WithdrawalEntry",
     "commit",
     "parse_body",
@@ -140,8 +144,8 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class TeacherCharge(_Part):
-    """What one round of a teacher's run spent at one site."""
+class RunCharge(_Part):
+    """What one round of an earlier run spent at one site."""
 
     run_id: str
     study_digest: Sha256
@@ -149,11 +153,11 @@ class TeacherCharge(_Part):
     event: JsonObject
 
 
-class TeacherCosts(_Part):
-    """What the training of a private teacher spent, from its own ledger.
+class RunCosts(_Part):
+    """What an earlier run spent, from its own ledger.
 
-    ``spent`` maps each site of that run to its charges, those of the teacher's own
-    private teacher included; ``simulation_seeds`` are those that its noise follows
+    ``spent`` maps each site of that run to its charges, those of the runs that it
+    depends on itself included; ``simulation_seeds`` are those that its noise follows
     from. ``ledger_sha256`` is the digest of that ledger's file.
     """
 
@@ -161,7 +165,7 @@ class TeacherCosts(_Part):
     study_digest: Sha256
     unit: Literal["record", "person", "site"]
     simulation_seeds: tuple[Seed, ...]
-    spent: dict[SiteName, tuple[TeacherCharge, ...]]
+    spent: dict[SiteName, tuple[RunCharge, ...]]
 
 
 class PlanEntry(_Body):
@@ -188,7 +192,7 @@ class PlanEntry(_Body):
     mode: Literal["malicious", "semi-honest"]
     suite: Literal[1, 2, 3]
     initial_adapter_sha256: Sha256
-    teacher: TeacherCosts | None = Field(default=None, exclude_if=_missing)
+    teacher: RunCosts | None = Field(default=None, exclude_if=_missing)
     witnesses: dict[SiteName, str] | None = Field(default=None, exclude_if=_missing)
     deployed: Literal[True] | None = Field(default=None, exclude_if=_missing)
 
@@ -204,6 +208,17 @@ class PlanEntry(_Body):
         if self.identities.keys() - self.sites.keys():
             raise ValueError("identities of sites without a plan entry")
         return self
+
+
+class TuningEntry(_Body):
+    """An earlier run by which the study's settings were chosen, and what it spent.
+
+    One for each run that the study's ``[tuning]`` pins, right after the plan.
+    """
+
+    kind: ClassVar[str] = "tuning"
+
+    costs: RunCosts
 
 
 class _Started(_Body):
@@ -375,6 +390,7 @@ class ReleaseEntry(_Body):
 Body = (
     StudyEntry
     | PlanEntry
+    | TuningEntry
     | RoundEntry
     | InterruptedEntry
     | EvaluationEntry
@@ -386,6 +402,7 @@ Body = (
 KINDS: dict[str, type[Body]] = {
     "study": StudyEntry,
     "plan": PlanEntry,
+    "tuning": TuningEntry,
     "round": RoundEntry,
     "round-interrupted": InterruptedEntry,
     "evaluation": EvaluationEntry,

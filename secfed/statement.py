@@ -24,7 +24,10 @@ Sections of the JSON object, all always present:
 ``provenance, limits``   what it was made from; what it cannot say
 =======================  =====================================================
 
-A study that distils a teacher adds ``teacher``: who it is and what it cost.
+A study that distils a teacher adds ``teacher``: who it is and what it cost. Where a
+study names earlier runs on private records, its private teacher or those by which its
+settings were chosen, every site has ``with_named_runs``: their cost and this run's,
+composed.
 
 A study with ``[evaluation]`` has a section ``evaluation`` more: what was released of
 held-back records, with which bound and noise, and the scores with their intervals.
@@ -32,7 +35,7 @@ held-back records, with which bound and noise, and the scores with their interva
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -41,6 +44,7 @@ from typing import Any
 from protocols.secagg.params import MAX_COMPLETE
 from protocols.suites import SUITES
 from secfed.canonical import digest
+from secfed.earlier_runs import events_at
 from secfed.entries import (
     EvaluationEntry,
     EvaluationInterruptedEntry,
@@ -48,13 +52,15 @@ from secfed.entries import (
     JsonObject,
     PlanEntry,
     RoundEntry,
+    RunCosts,
 )
 from secfed.evaluated import evaluation_section
 from secfed.privacy import accounting
 from secfed.privacy.plan import PrivacyPlan
 from secfed.strategies import get_strategy
 from secfed.strategies.base import Strategy
-from secfed.teacher_statement import teacher_events, teacher_limits, teacher_section
+from secfed.teacher_statement import teacher_limits, teacher_section
+from secfed.tuning_statement import tuning_section
 from secfed.utility import utility_section
 
 __all__ = [
@@ -62,6 +68,7 @@ __all__ = [
     "UNKNOWN",
     "StatementContext",
     "build_statement",
+    "promised",
     "round_event_json",
 ]
 
@@ -80,7 +87,6 @@ class StatementContext:
         self_test: Result of the independence self-test of each site.
         earlier_epsilon: Each site's epsilon spent on the same population before
             this run, by its own budget file.
-        tuning: How the hyper-parameters were found, and at what cost.
         empirical_lower_bound: An audit's result.
         provenance: Names and digests: code version, model, libraries.
         scored: The last line of ``metrics.jsonl``: scores on the public hold-out.
@@ -88,7 +94,6 @@ class StatementContext:
 
     self_test: Mapping[str, Any] | None = None
     earlier_epsilon: Mapping[str, float] | None = None
-    tuning: str | None = None
     empirical_lower_bound: Mapping[str, Any] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     scored: Mapping[str, Any] | None = None
@@ -112,6 +117,7 @@ def build_statement(
     rounds: Sequence[Started],
     context: StatementContext,
     evaluations: Sequence[Evaluated] = (),
+    tuning: Sequence[RunCosts] = (),
 ) -> JsonObject:
     """Say what the rounds of a ledger cost and what that means.
 
@@ -121,6 +127,7 @@ def build_statement(
         rounds: Its round entries in order, completed and interrupted.
         context: What is known besides.
         evaluations: The ledger's evaluation entries in order, of both kinds.
+        tuning: What its tuning entries say.
 
     Returns:
         The content of ``statement.json``.
@@ -133,18 +140,26 @@ def build_statement(
     privacy = study["privacy"]
     seed = study.get("simulation", {}).get("seed")
     delta = privacy["delta"]
+    named = [*([plan.teacher] if plan.teacher else []), *tuning]
     sites = {
-        site: _site_section(site, plan, rounds, delta, evaluations)
+        site: _site_section(site, plan, rounds, delta, evaluations, named)
         for site in sorted(plan.sites)
     }
-    across = _across_section(plan, [*rounds, *evaluations], delta)
+    across = _across_section(plan, [*rounds, *evaluations], delta, named)
     evaluated = evaluation_section(study, plan, evaluations)
-    reasons = _reasons(plan, seed)
+    reasons = _reasons(plan, seed, tuning)
     taught = _teacher(study, plan)
+    composition = _composition_section(
+        plan,
+        context,
+        tuning_section(study.get("tuning"), tuning, _costing(privacy)),
+        _elsewhere(plan, named, privacy),
+    )
     return {
         "format": 1,
-        "headline": _headline(reasons, _promised(sites, taught), privacy)
-        + _WITH_TEACHER * (plan.teacher is not None and not reasons),
+        "headline": _headline(reasons, _promised(sites, composition), privacy)
+        + _WITH_TEACHER * (plan.teacher is not None and not reasons)
+        + _WITH_TUNING * (bool(tuning) and not reasons),
         "private": not reasons,
         "study": {
             "name": study["study"]["name"],
@@ -163,7 +178,7 @@ def build_statement(
         },
         "trust": _trust_section(plan, get_strategy(study["training"]["method"])),
         **taught,
-        "composition": _composition_section(plan, context),
+        "composition": composition,
         "unprotected": list(_UNPROTECTED),
         "hazards": _hazards(seed),
         "execution": {
@@ -194,26 +209,46 @@ _DEPLOYED = (
     "machine is not recorded"
 )
 _WITH_TEACHER = ", the training of the teacher included"
+_WITH_TUNING = ", the runs by which the settings were chosen included"
 
 
 def _teacher(study: Mapping[str, Any], plan: PlanEntry) -> JsonObject:
     """The section of the teacher, where there is one."""
     if "distillation" not in study:
         return {}
-    delta, whole = study["privacy"]["delta"], study["privacy"]["unit"] == "site"
-
-    cost = partial(_cost_of_both, delta=delta, whole=whole)
+    cost = _costing(study["privacy"])
     return {"teacher": teacher_section(study["distillation"], plan.teacher, cost)}
 
 
+def _costing(privacy: Mapping[str, Any]) -> Callable[[Sequence[Any]], JsonObject]:
+    """What events cost the unit that a study protects."""
+    whole = privacy["unit"] == "site"
+    return partial(_cost_of_both, delta=privacy["delta"], whole=whole)
+
+
+def promised(statement: Mapping[str, Any]) -> dict[str, JsonObject]:
+    """What people are promised, by site; those of the named runs' sites too.
+
+    Args:
+        statement: The content of ``statement.json``.
+    """
+    return _promised(statement["sites"], statement["composition"])
+
+
 def _promised(
-    sites: Mapping[str, JsonObject], taught: Mapping[str, Any]
+    sites: Mapping[str, JsonObject], composition: Mapping[str, Any]
 ) -> dict[str, JsonObject]:
-    """What each site's people are promised; those of the teacher's sites too."""
-    of_teacher = dict(taught.get("teacher", {}).get("sites", {}))
-    return of_teacher | {
-        site: own.get("with_teacher", own) for site, own in sites.items()
-    }
+    here = {site: own.get("with_named_runs", own) for site, own in sites.items()}
+    return {**composition.get("elsewhere", {}), **here}
+
+
+def _elsewhere(
+    plan: PlanEntry, named: Sequence[RunCosts], privacy: Mapping[str, Any]
+) -> JsonObject:
+    """What the named runs spent at sites that take no part in this one."""
+    sites = {site for costs in named for site in costs.spent} - plan.sites.keys()
+    cost = _costing(privacy)
+    return {site: cost(events_at(named, site)) for site in sorted(sites)}
 
 
 def _base(model: Mapping[str, Any]) -> JsonObject:
@@ -236,8 +271,9 @@ def _site_section(
     rounds: Sequence[Started],
     delta: float,
     evaluations: Sequence[Evaluated],
+    named: Sequence[RunCosts],
 ) -> JsonObject:
-    plan, earlier = entry.sites[site], teacher_events(entry.teacher, site)
+    plan, earlier = entry.sites[site], events_at(named, site)
     involved = [entry for entry in rounds if site in entry.participants]
     counts = {
         "completed": sum(isinstance(entry, RoundEntry) for entry in involved),
@@ -259,7 +295,7 @@ def _site_section(
     cost = partial(_cost_of_both, delta=delta, whole=whole)
     return {
         **cost(events),
-        **({"with_teacher": cost([*earlier, *events])} if earlier else {}),
+        **({"with_named_runs": cost([*earlier, *events])} if earlier else {}),
         "mechanism": {
             "name": _WHOLE_UPDATE if whole else _CLIPPED_GRADIENTS,
             "clip_norm": plan["clip_norm"],
@@ -322,7 +358,10 @@ def _cost_of_a_person(events: Sequence[Any], delta: float) -> JsonObject:
 
 
 def _across_section(
-    plan: PlanEntry, rounds: Sequence[Started | Evaluated], delta: float
+    plan: PlanEntry,
+    rounds: Sequence[Started | Evaluated],
+    delta: float,
+    named: Sequence[RunCosts],
 ) -> JsonObject:
     whole = any(p is not None and p["unit"] == "site" for p in plan.sites.values())
     meaning = (
@@ -333,8 +372,8 @@ def _across_section(
     if not plan.private:
         return {"meaning": meaning, "epsilon": None, "delta": None}
     events = [event for site in sorted(plan.sites) for event in _events(site, rounds)]
-    for site in plan.teacher.spent if plan.teacher else ():
-        events += teacher_events(plan.teacher, site)
+    for site in sorted({site for costs in named for site in costs.spent}):
+        events += events_at(named, site)
     if whole:
         events = _of_a_person(events)
     return {
@@ -344,7 +383,9 @@ def _across_section(
     }
 
 
-def _reasons(plan: PlanEntry, seed: int | None) -> list[str]:
+def _reasons(
+    plan: PlanEntry, seed: int | None, tuning: Sequence[RunCosts]
+) -> list[str]:
     reasons = []
     if not plan.private:
         reasons.append("training added no noise")
@@ -355,6 +396,8 @@ def _reasons(plan: PlanEntry, seed: int | None) -> list[str]:
         )
     if plan.teacher is not None and plan.teacher.simulation_seeds:
         reasons.append("the noise of the teacher's training follows from a public seed")
+    if any(costs.simulation_seeds for costs in tuning):
+        reasons.append("settings were chosen by runs whose noise follows from a seed")
     return reasons
 
 
@@ -490,14 +533,20 @@ def _coordinator(plan: PlanEntry, rule: Strategy, noise: str) -> JsonObject:
     }
 
 
-def _composition_section(plan: PlanEntry, context: StatementContext) -> JsonObject:
+def _composition_section(
+    plan: PlanEntry,
+    context: StatementContext,
+    tuning: JsonObject | None,
+    elsewhere: JsonObject,
+) -> JsonObject:
     earlier = context.earlier_epsilon
     return {
         "earlier_studies": {
             site: UNKNOWN if earlier is None else earlier.get(site, UNKNOWN)
             for site in sorted(plan.sites)
         },
-        "tuning": context.tuning or UNKNOWN,
+        "tuning": tuning or UNKNOWN,
+        **({"elsewhere": elsewhere} if elsewhere else {}),
         "note": "other runs on the same records add to this one; events are "
         "composed, epsilons are not added",
     }

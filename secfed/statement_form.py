@@ -129,7 +129,7 @@ class Steps(_Form):
 class PrivateSite(Cost):
     """A site that trained under a plan."""
 
-    with_teacher: Cost | None = None
+    with_named_runs: Cost | None = None
     mechanism: Mechanism
     rounds: PaidRounds
     steps: Steps
@@ -168,11 +168,23 @@ class Party(_Form):
     does_not_see: str
 
 
+class Tuning(_Form):
+    """On what data the settings were chosen; what runs on private ones cost."""
+
+    data: Literal["none", "public", "private"]
+    note: str
+    settings: str | None = Field(default=None, exclude_if=_missing)
+    ledgers: tuple[_Sha256, ...] | None = Field(default=None, exclude_if=_missing)
+    runs: tuple[str, ...] | None = Field(default=None, exclude_if=_missing)
+    sites: dict[_Site, Cost] | None = Field(default=None, exclude_if=_missing)
+
+
 class Composition(_Form):
     """What was spent before this run."""
 
     earlier_studies: dict[_Site, _Epsilon | _Unknown]
-    tuning: str | _Unknown
+    tuning: Tuning | _Unknown
+    elsewhere: dict[_Site, Cost] | None = Field(default=None, exclude_if=_missing)
     note: str
 
 

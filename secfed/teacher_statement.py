@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from secfed.entries import JsonObject, TeacherCosts
+from secfed.earlier_runs import events_at
+from secfed.entries import JsonObject, RunCosts
 from secfed.errors import PlanError
-from secfed.privacy import accounting
 
-__all__ = ["teacher_events", "teacher_limits", "teacher_section"]
+__all__ = ["teacher_limits", "teacher_section"]
 
 _TEACHER_LIMIT: Final = (
     "the teacher is public by declaration, and the data it was trained on are not "
@@ -31,19 +31,14 @@ _JOINT: Final = (
 
 _COMPOSED: Final = (
     "the student's adapters depend on the teacher's records too; what both runs spent "
-    "of the same site is composed under sites.<site>.with_teacher and in across_sites. "
+    "of the same site is composed under sites.<site>.with_named_runs and in "
+    "across_sites. "
     "The study's epsilon limits its own steps only"
 )
 
 
-def teacher_events(costs: TeacherCosts | None, site: str) -> list[Any]:
-    """What a private teacher's training spent at one site; empty without one."""
-    charges = costs.spent.get(site, ()) if costs else ()
-    return [accounting.event_from_json(charge.event) for charge in charges]
-
-
 def teacher_limits(
-    distillation: Mapping[str, Any] | None, costs: TeacherCosts | None
+    distillation: Mapping[str, Any] | None, costs: RunCosts | None
 ) -> list[str]:
     """What is not covered, where the teacher is public or a mentor; else nothing."""
     if distillation is None or costs is not None:
@@ -53,7 +48,7 @@ def teacher_limits(
 
 def teacher_section(
     distillation: Mapping[str, Any],
-    costs: TeacherCosts | None,
+    costs: RunCosts | None,
     cost: Callable[[Sequence[Any]], JsonObject],
 ) -> JsonObject:
     """Who teaches, by which loss, and what the teacher's own training cost.
@@ -92,6 +87,6 @@ def teacher_section(
         "ledger_sha256": costs.ledger_sha256,
         "study_digest": costs.study_digest,
         "runs": sorted({c.run_id for own in costs.spent.values() for c in own}),
-        "sites": {site: cost(teacher_events(costs, site)) for site in costs.spent},
+        "sites": {site: cost(events_at([costs], site)) for site in costs.spent},
         "note": _COMPOSED,
     }

@@ -23,6 +23,7 @@ from secfed.cli.output import SecfedGroup, quiet_libraries, tell
 from secfed.cli.policies import policy_app
 from secfed.cli.release import app as release_app
 from secfed.cli.release import contributions
+from secfed.cli.tuning import tuning
 
 __all__ = ["app", "main"]
 
@@ -67,6 +68,7 @@ app.command("report")(evidence.report)
 app.command("plan")(planning.plan)
 app.command("doctor")(doctor)
 app.command("assign")(assign)
+app.command("tuning")(tuning)
 app.command("audit")(audit)
 app.command("amplification")(amplification)
 app.add_typer(budgets.app, name="budget")

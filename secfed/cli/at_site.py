@@ -86,17 +86,22 @@ class AtSite:
 
         Raises:
             PolicyError: A budget is kept in another unit, or damaged.
+            ModelError, LedgerError: A run that the study names is not here.
         """
+        from secfed.earlier_runs import charges_at  # noqa: PLC0415
         from secfed.governance import outlay  # noqa: PLC0415
         from secfed.governance.outlay import budget_file, events_of  # noqa: PLC0415
+        from secfed.runtime.earlier import read_named  # noqa: PLC0415
 
         study = self.manifest.study
+        named = read_named(study, self.base_dir).all
         return {
             site: outlay(
                 self.policy,
                 study.privacy.unit,
                 events_of(study, plans[site]),
                 budget_file(self.policy, site, self.state),
+                charges_at(named, site),
             )
             for site in data.sites
             if site in plans

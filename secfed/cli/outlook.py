@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from secfed.errors import PlanError, PolicyError
 
 if TYPE_CHECKING:
+    from secfed.entries import RunCharge
     from secfed.governance import Outlay
     from secfed.policy import SitePolicy
     from secfed.privacy.accounting import DpEvent
@@ -90,9 +91,11 @@ def site_outlooks(
         DataError: The records do not fit the study.
     """
     from secfed.data import load_sites  # noqa: PLC0415
+    from secfed.earlier_runs import charges_at  # noqa: PLC0415
     from secfed.policy import MOMENTARY, check  # noqa: PLC0415
     from secfed.privacy.asked import plan_for  # noqa: PLC0415
     from secfed.privacy.held_back import evaluation_events  # noqa: PLC0415
+    from secfed.runtime.earlier import read_named  # noqa: PLC0415
 
     data = load_sites(study, base_dir)
     whole = study.privacy.unit == "site"
@@ -113,7 +116,8 @@ def site_outlooks(
             reasons += _refused_for_a_person(plan, policy)
         budget = None
         if plan is not None and policy.budget_dir is not None:
-            budget, refusal = _outlay(policy, study, plan, site)
+            named = charges_at(read_named(study, base_dir).all, site)
+            budget, refusal = _outlay(policy, study, plan, site, named)
             reasons += refusal
         batch = 1 if whole else study.training.expected_batch
         yield SiteOutlook(
@@ -132,7 +136,11 @@ def site_outlooks(
 
 
 def _outlay(
-    policy: SitePolicy, study: Study, plan: PrivacyPlan, site: str
+    policy: SitePolicy,
+    study: Study,
+    plan: PrivacyPlan,
+    site: str,
+    named: tuple[RunCharge, ...],
 ) -> tuple[Outlay | None, list[str]]:
     """What the study adds to a lasting budget, and why that does not hold it."""
     from secfed.governance import outlay  # noqa: PLC0415
@@ -140,7 +148,8 @@ def _outlay(
 
     path = budget_file(policy, site, None)
     try:
-        found = outlay(policy, study.privacy.unit, events_of(study, plan), path)
+        unit, events = study.privacy.unit, events_of(study, plan)
+        found = outlay(policy, unit, events, path, named)
     except PolicyError as error:
         return None, [str(error)]
     return found, [] if found.fits else [found.refusal()]

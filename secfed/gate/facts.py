@@ -11,7 +11,7 @@ from secfed.entries import JsonObject
 from secfed.gate.attack import AttackReport
 from secfed.gate.documents import CardFacts
 from secfed.report.measures import score_part
-from secfed.statement import UNKNOWN
+from secfed.statement import UNKNOWN, promised
 
 __all__ = ["Facts"]
 
@@ -55,9 +55,20 @@ class Facts:
         return said
 
     def epsilon(self) -> float | None:
-        """Of the worst site; None where nothing is promised."""
-        held = [own["epsilon"] for own in self.statement["sites"].values()]
+        """Of the worst site, with the runs that the study names; None: no promise."""
+        held = [own["epsilon"] for own in promised(self.statement).values()]
         return max((e for e in held if e is not None), default=None)
+
+    def tuning(self) -> str:
+        """How the settings were chosen, in a sentence."""
+        said = self.statement["composition"]["tuning"]
+        if said == UNKNOWN:
+            return UNKNOWN
+        what = f"{said.get('settings', 'settings')}: {said['note']}"
+        if "sites" not in said:
+            return what
+        worst = max(own["epsilon"] for own in said["sites"].values())
+        return f"{what} ({len(said['ledgers'])} runs, epsilon at most {worst:.4g})"
 
     def stated(self) -> JsonObject:
         """The card's figures for machines, each from the statement or the ledger."""

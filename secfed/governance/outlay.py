@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from secfed.entries import RunCharge
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.accounting import DpEvent
@@ -28,11 +29,13 @@ class Outlay:
         delta: Of all epsilons here.
         limit: The site's cap.
         own: This study by itself, as the budget charges it.
+        named: The runs that the study names, its teacher's and its tuning's, where the
+            budget does not hold them yet; they are charged when the study begins.
         before: Everything that was reserved so far.
-        after: Both, composed; never added.
+        after: All three, composed; never added.
         fits: Whether that stays within the limit.
         charges: How many rounds were reserved so far.
-        events: Both, for ``attack``.
+        events: All three, for ``attack``.
     """
 
     population: str
@@ -40,6 +43,7 @@ class Outlay:
     delta: float
     limit: float
     own: float
+    named: float
     before: float
     after: float
     fits: bool
@@ -70,6 +74,7 @@ class Outlay:
             "delta": self.delta,
             "max_epsilon": self.limit,
             "epsilon_of_study": self.own,
+            "epsilon_of_named_runs": self.named,
             "epsilon_before": self.before,
             "epsilon_after": self.after,
             "fits": self.fits,
@@ -85,13 +90,17 @@ class Outlay:
             return ""
         return (
             f"the budget of {self.population!r} does not hold it: epsilon "
-            f"{self.before:.4g} is spent, both together cost {self.after:.4g}, above "
+            f"{self.before:.4g} is spent, all together cost {self.after:.4g}, above "
             f"max_epsilon {self.limit:g}"
         )
 
 
 def outlay(
-    policy: SitePolicy, unit: Unit, events: Sequence[DpEvent], path: Path | None
+    policy: SitePolicy,
+    unit: Unit,
+    events: Sequence[DpEvent],
+    path: Path | None,
+    named: Sequence[RunCharge] = (),
 ) -> Outlay:
     """Compose a study with what stands in a site's budget; changes nothing.
 
@@ -100,6 +109,7 @@ def outlay(
         unit: What the study protects.
         events: All of the study at this site: rounds and evaluations.
         path: The site's budget file; None, or missing: nothing was spent.
+        named: What the runs spent at this site that the study names.
 
     Raises:
         PolicyError: The population is kept in another unit.
@@ -109,20 +119,30 @@ def outlay(
     account = None if path is None else held_account(path, policy.population)
     kept = account.population.unit if account else "person" if cap else unit
     group = group_of(policy.population, kept, unit, cap)
-    own = [accounting.group_event(event, group) for event in events]
-    spent = [] if account is None else [charge.cost for charge in account.charges]
-    both = [*spent, *own]
+    charges = () if account is None else account.charges
+    held = {(charge.run_id, charge.round) for charge in charges}
+    due = [
+        accounting.event_from_json(charge.event)
+        for charge in named
+        if (charge.run_id, charge.round) not in held
+    ]
+    own, added = (
+        [accounting.group_event(event, group) for event in of] for of in (events, due)
+    )
+    spent = [charge.cost for charge in charges]
+    everything = [*spent, *added, *own]
     return Outlay(
         population=policy.population,
         unit=kept,
         delta=policy.delta,
         limit=policy.max_epsilon,
         own=accounting.epsilon(own, policy.delta),
+        named=accounting.epsilon(added, policy.delta) if added else 0.0,
         before=accounting.epsilon(spent, policy.delta),
-        after=accounting.epsilon(both, policy.delta),
-        fits=accounting.fits(both, policy.delta, policy.max_epsilon),
+        after=accounting.epsilon(everything, policy.delta),
+        fits=accounting.fits(everything, policy.delta, policy.max_epsilon),
         charges=len(spent),
-        events=tuple(both),
+        events=tuple(everything),
     )
 
 

@@ -201,8 +201,8 @@ def warnings_of(
         "epsilon is for the site as a whole; a person is charged for more": (
             privacy.unit == "site"
         ),
-        "what the private teacher cost is not in these figures": (
-            study.teacher is not None and study.teacher.run is not None
+        "the study does not say on what data its settings were chosen": (
+            study.tuning is None
         ),
         "the study names no last day (study.expires)": study.study.expires is None,
         "no version of this study was approved here before": not compared,
@@ -216,9 +216,12 @@ def warnings_of(
 
 
 def _outlay_line(site: str, outlay: Outlay) -> str:
+    named = ""
+    if outlay.named:
+        named = f" and {_up(outlay.named)} for the earlier runs that it names"
     return (
-        f"{site}: epsilon {_up(outlay.own)} for this study, per {outlay.unit}; with "
-        f"all before it {_up(outlay.before)} -> {_up(outlay.after)} of "
+        f"{site}: epsilon {_up(outlay.own)} for this study{named}, per {outlay.unit}; "
+        f"with all before it {_up(outlay.before)} -> {_up(outlay.after)} of "
         f"{outlay.limit:g} ({outlay.percent:.0f} %), delta {outlay.delta:g}"
     )
 

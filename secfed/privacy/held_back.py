@@ -48,7 +48,11 @@ __all__ = [
     "cell_names",
     "evaluation_events",
     "evaluation_plan",
+    "evaluation_run",
+    "is_evaluation",
 ]
+
+_EVALUATION: Final = "+evaluation"
 
 GRID: Final = 1 << 20
 """A cell is a whole number of this fraction; a double holds 2**32 of them exactly."""
@@ -209,6 +213,19 @@ def evaluation_events(study: Study, nominal_units: int) -> list[DpEvent]:
     if plan is None or study.evaluation is None:
         return []
     return [plan.event()] * len(study.evaluation.due(study.training.rounds))
+
+
+def evaluation_run(run_id: str) -> str:
+    """The name under which the evaluations of a run and arm are charged.
+
+    A budget takes each round of a run once, and an evaluation is no round.
+    """
+    return f"{run_id}{_EVALUATION}"
+
+
+def is_evaluation(run_id: str) -> bool:
+    """Whether it is the name of a run's evaluations."""
+    return run_id.endswith(_EVALUATION)
 
 
 def cell_names(metrics: Iterable[MetricName], classes: int) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ from secfed.errors import BudgetExceededError
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
-from secfed.privacy.held_back import evaluation_events
+from secfed.privacy.held_back import evaluation_events, evaluation_run
 from secfed.privacy.plan import PrivacyPlan
+from secfed.runtime.earlier import charge_earlier
 from secfed.runtime.kept import KeptTensors
-from secfed.runtime.receipts import evaluation_run, keep_receipt, read_receipts
+from secfed.runtime.receipts import keep_receipt, read_receipts
 from secfed.runtime.setup import Prepared, open_budget, site_identities
-from secfed.runtime.teaching import charge_teacher
 from secfed.runtime.witnesses import witness_vkeys
 from secfed.study import Study
 
@@ -135,7 +135,7 @@ class LocalSites:
             for name in self.sites
         }
         for name, budget in self.budgets.items():
-            charge_teacher(budget, prepared.teacher, name)
+            charge_earlier(budget, prepared.named_runs.all, name)
         own = private_dir / "sites"
         self.kept = {
             name: KeptTensors(own / name / "kept" / arm) for name in self.sites

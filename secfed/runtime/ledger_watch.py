@@ -11,6 +11,7 @@ from pathlib import Path
 from protocols.keys import SigningKey
 from secfed.canonical import canonical_json, parse_canonical
 from secfed.checkpoints import Cosigner, log_key, log_origin, witness_key
+from secfed.earlier_runs import NamedRuns
 from secfed.entries import ApprovalEntry, WithdrawalEntry
 from secfed.errors import LedgerError, StaleOfferError, VerificationError
 from secfed.ledger import Entry
@@ -35,6 +36,7 @@ class LedgerWatch:
         identity: Its key, which cosigns.
         state_dir: Its durable folder, with its memory of each log.
         budget: Its own.
+        named_runs: What the runs cost that the study names, as this site read it.
     """
 
     study: Study
@@ -43,6 +45,7 @@ class LedgerWatch:
     identity: SigningKey
     state_dir: Path
     budget: Budget
+    named_runs: NamedRuns
 
     def note_approval(self, commitment: str) -> None:
         """Keep what this site is about to say that it approved.
@@ -103,6 +106,7 @@ class LedgerWatch:
             self.site,
             run_id,
             partial(reservations, self.state_dir, self.site, self.budget),
+            self.named_runs,
         )
         return Witness(
             witness_folder(self.state_dir / "sites" / self.site, origin),

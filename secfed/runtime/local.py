@@ -104,6 +104,7 @@ def run_arm(
             key.public_bytes,
             {name: site.identity for name, site in local.sites.items()},
             local.budgets,
+            prepared.named_runs,
             progress.note,
         )
         player = _Here(arm, prepared, strategy, record, local, witnesses, progress)

@@ -16,13 +16,12 @@ from secfed.canonical import canonical_json
 from secfed.errors import LedgerError, RunDirectoryError
 from secfed.ledger import Entry, signer_of, split_lines, verify_entries
 from secfed.privacy.budget import Budget, Charge, Receipt
+from secfed.privacy.held_back import evaluation_run
 from secfed.privacy.salvage import Salvage, salvage
 from secfed.runtime.directory import read_lines, write_atomically
 
 __all__ = [
     "Reservation",
-    "evaluation_run",
-    "is_evaluation",
     "keep_receipt",
     "read_receipts",
     "receipts_of_run",
@@ -33,23 +32,9 @@ __all__ = [
 Reservation = tuple[str, int, str]
 """The run and arm, the round, and the budget's head after it was reserved."""
 
-_EVALUATION = "+evaluation"
 _LEDGERS = ("ledger.jsonl", "arms/*/ledger.jsonl")
 _ROUND_KINDS = ("round", "round-interrupted")
 _EVALUATION_KINDS = ("evaluation", "evaluation-interrupted")
-
-
-def evaluation_run(run_id: str) -> str:
-    """The name under which the evaluations of a run and arm are charged.
-
-    A budget takes each round of a run once, and an evaluation is no round.
-    """
-    return f"{run_id}{_EVALUATION}"
-
-
-def is_evaluation(run_id: str) -> bool:
-    """Whether it is the name of a run's evaluations."""
-    return run_id.endswith(_EVALUATION)
 
 
 def keep_receipt(private_dir: Path, site: str, receipt: Receipt) -> None:

@@ -24,6 +24,7 @@ import secfed
 from secfed.adapters import load_adapter, save_adapter
 from secfed.attestations import written_keys
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
+from secfed.earlier_runs import EarlierRun, tuning_ledger
 from secfed.entries import (
     EvaluationEntry,
     EvaluationInterruptedEntry,
@@ -32,8 +33,9 @@ from secfed.entries import (
     PlanEntry,
     ReleaseEntry,
     RoundEntry,
+    RunCosts,
     StudyEntry,
-    TeacherCosts,
+    TuningEntry,
 )
 from secfed.errors import RunDirectoryError
 from secfed.ledger import LEDGER_NAME, Entry, Ledger
@@ -152,8 +154,9 @@ class ArmRecord:
         """
         if len(self._ledger.entries()) <= 1:
             self._begin(start.adapter, scores)
+        self._require_same(self._ledger.entries())
+        self._tell_tuning()
         entries = self._ledger.entries()
-        self._require_same(entries)
         if self.arm.private and not self.released:
             self.accounts.require_known(self.named_heads)
         rounds = [entry for entry in entries if entry.kind in _ROUND_KINDS]
@@ -314,6 +317,7 @@ class ArmRecord:
             started,  # type: ignore[arg-type]
             self._context(),
             evaluated,  # type: ignore[arg-type]
+            [run.costs for run in self._prepared.tuning],
         )
         path = self._directory / "statement.json"
         write_atomically(path, canonical_json(statement) + b"\n")
@@ -416,15 +420,27 @@ class ArmRecord:
     def _identities(self) -> dict[str, str]:
         return {name: key.hex() for name, key in self.accounts.identities.items()}
 
-    def _keep_teacher(self) -> TeacherCosts | None:
+    def _keep_teacher(self) -> RunCosts | None:
         """A private teacher's ledger beside our own, and what it cost."""
         teacher = self._prepared.teacher
         if teacher is None:
             return None
-        path = self._directory / TEACHER_LEDGER
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, teacher.data)
+        self._keep(TEACHER_LEDGER, teacher)
         return teacher.costs
+
+    def _tell_tuning(self) -> None:
+        """The runs by which the settings were chosen: their ledgers, and their cost."""
+        told = len(self._entries((TuningEntry.kind,)))
+        for index, run in enumerate(self._prepared.tuning[told:], start=told):
+            self._keep(tuning_ledger(index), run)
+            body = TuningEntry(costs=run.costs)
+            self._ledger.append(body.kind, body.to_body(), _now())
+
+    def _keep(self, name: str, run: EarlierRun) -> None:
+        """A copy of an earlier run's ledger beside our own."""
+        path = self._directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, run.data)
 
     def _charges(self, number: int) -> Mapping[str, Charged]:
         return self.accounts.charges(number) if self.arm.private else {}

@@ -25,6 +25,7 @@ from secfed.adapters import (
 )
 from secfed.data import StudyData, fingerprint, load_sites
 from secfed.data.held_back import held_part, single_records, training_part
+from secfed.earlier_runs import EarlierRun, NamedRuns
 from secfed.errors import RunDirectoryError, StudyError
 from secfed.evaluation import Questions
 from secfed.models import (
@@ -45,6 +46,7 @@ from secfed.privacy.budget import Budget
 from secfed.privacy.held_back import EvaluationPlan, evaluation_plan
 from secfed.privacy.noise import RandomStream, simulation_stream, system_stream
 from secfed.privacy.plan import PrivacyPlan
+from secfed.runtime.earlier import open_tuning
 from secfed.runtime.mentoring import Mentor, open_mentor
 from secfed.runtime.progress import Progress
 from secfed.runtime.teaching import open_teaching
@@ -87,8 +89,9 @@ class Prepared:
     ``positive`` is the label whose F1 is wanted, ``questions`` how a prompted model is
     asked; None in other tasks. ``holdout_subgroups`` is the public group of every
     record of the hold-out, where the study names a column of them. ``teacher`` is the
-    record of a private teacher, if any, ``mentor`` what trains beside the model at
-    every site that is held here. ``held_back`` are the records of every site that
+    record of a private teacher, if any, ``tuning`` those of the runs by which the
+    settings were chosen, ``mentor`` what trains beside the model at every site that is
+    held here. ``held_back`` are the records of every site that
     evaluates, ``evaluations`` what it may release of them.
     """
 
@@ -105,6 +108,7 @@ class Prepared:
     positive: int | None = None
     questions: Questions | None = None
     teacher: TeacherRun | None = None
+    tuning: tuple[EarlierRun, ...] = ()
     holdout_subgroups: tuple[str, ...] = ()
     mentor: Mentor | None = None
     held_back: Mapping[str, HeldBack] = field(default_factory=dict)
@@ -114,6 +118,14 @@ class Prepared:
     def trained(self) -> AdaptedModel:
         """The model that trains: the student, or it and its mentor as one."""
         return self.model if self.mentor is None else self.mentor.pair
+
+    @property
+    def named_runs(self) -> NamedRuns:
+        """What the runs spent that the study names."""
+        return NamedRuns(
+            None if self.teacher is None else self.teacher.costs,
+            tuple(run.costs for run in self.tuning),
+        )
 
     def __repr__(self) -> str:
         return "Prepared(<private>)"
@@ -161,6 +173,7 @@ def prepare_data(
             # Hours are asked at every round: a site may wait for them.
             check_policy(policy, study, site.num_units, without=("hours",))
     names = data.label_names
+    tuning = open_tuning(study, base_dir)
     teaching = open_teaching(study, base_dir, names, speaks=bool(data.sites))
     progress.phase("loading the base model")
     if study.is_causal_lm:
@@ -201,6 +214,7 @@ def prepare_data(
         positive=_positive(study, data.label_names),
         questions=questions,
         teacher=None if teaching is None else teaching.run,
+        tuning=tuning,
         mentor=mentor,
         held_back=held_back,
         evaluations=evaluations,

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from secfed.canonical import canonical_json
 from secfed.client import Contribution, SiteRound
 from secfed.errors import RunDirectoryError
+from secfed.privacy.held_back import is_evaluation
 from secfed.privacy.noise import RandomStream
 from secfed.runtime.background import Job
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.envelope import Order, Sealed
-from secfed.runtime.receipts import is_evaluation
 from secfed.types import Adapter
 
 __all__ = ["Session", "last_begun", "named", "note_begun", "run_folder"]

@@ -39,9 +39,11 @@ from secfed.errors import (
 from secfed.governance import SiteApprovals
 from secfed.operations import left
 from secfed.policy import SitePolicy, require_running
+from secfed.privacy.held_back import is_evaluation
 from secfed.privacy.noise import RandomStream
 from secfed.runtime.background import Background
 from secfed.runtime.directory import write_atomically
+from secfed.runtime.earlier import charge_earlier
 from secfed.runtime.envelope import (
     ACCEPTED,
     ORDERS,
@@ -54,11 +56,7 @@ from secfed.runtime.evaluations import count_of
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.ledger_watch import LedgerWatch
 from secfed.runtime.notices import approval_bytes
-from secfed.runtime.receipts import (
-    is_evaluation,
-    keep_receipt,
-    read_receipts,
-)
+from secfed.runtime.receipts import keep_receipt, read_receipts
 from secfed.runtime.record import Arm
 from secfed.runtime.roster import Roster
 from secfed.runtime.sessions import (
@@ -76,7 +74,6 @@ from secfed.runtime.site_session import (
     run_folder,
 )
 from secfed.runtime.site_training import contribute
-from secfed.runtime.teaching import charge_teacher
 from secfed.runtime.watching import budget_alarms
 from secfed.runtime.withdrawal import require_participating
 from secfed.strategies import strategy_of
@@ -149,9 +146,16 @@ class SiteWorker:
         self._budget = open_budget(
             study, policy, state_dir, name, prepared.fingerprints[name]
         )
-        charge_teacher(self._budget, prepared.teacher, name)
+        named_runs = prepared.named_runs
+        charge_earlier(self._budget, named_runs.all, name)
         self._watch = LedgerWatch(
-            study, roster.coordinator_key, name, identity, state_dir, self._budget
+            study,
+            roster.coordinator_key,
+            name,
+            identity,
+            state_dir,
+            self._budget,
+            named_runs,
         )
         self._approvals = approvals
         self._session: Session | None = None

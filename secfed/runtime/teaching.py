@@ -1,4 +1,4 @@
-"""A study's teacher in a run: what it says of every record, and whom it cost what."""
+"""A study's teacher in a run: what it says of every record."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Final
 from secfed.adapters import AdapterFiles, Teacher, load_teacher
 from secfed.canonical import digest, parse_json
 from secfed.errors import ModelError, PolicyError
-from secfed.privacy import accounting
-from secfed.privacy.budget import Budget
+from secfed.runtime.earlier import read_evidence
 from secfed.study import Study
 from secfed.teacher_ledger import TeacherRun, read_teacher_run
 from secfed.training import DistilledRecords, PrivateRecords
 from secfed.types import LabelledTexts
 
-__all__ = ["Teaching", "charge_teacher", "open_teaching"]
+__all__ = ["Teaching", "open_teaching"]
 
 _LEDGER: Final = "ledger.jsonl"
 
@@ -69,7 +68,7 @@ def open_teaching(
     run = files = None
     if section.run is not None:
         folder = base_dir / section.run
-        run = read_teacher_run(_read(folder / _LEDGER), study)
+        run = read_teacher_run(read_evidence(folder / _LEDGER), study)
         _require_labels(folder, run, label_names)
         files = AdapterFiles(
             folder / "adapter", run.release.adapter_sha256, run.release.config_sha256
@@ -80,35 +79,12 @@ def open_teaching(
     return Teaching(teacher, run)
 
 
-def charge_teacher(budget: Budget, teacher: TeacherRun | None, site: str) -> None:
-    """Let a site's budget hold what a private teacher spent there.
-
-    What the budget holds already, because the teacher was trained on it, is not
-    charged again; what it does not, as in a rehearsal, is added as spent.
-
-    Raises:
-        BudgetExceededError: Both together do not fit.
-    """
-    charges = teacher.costs.spent.get(site, ()) if teacher else ()
-    if not charges:
-        return
-    accounts = Budget.read(budget.path)
-    held = {(c.run_id, c.round) for account in accounts for c in account.charges}
-    for charge in charges:
-        if (charge.run_id, charge.round) not in held:
-            event = accounting.event_from_json(charge.event)
-            reservation = budget.reserve(
-                charge.study_digest, charge.run_id, charge.round, event
-            )
-            budget.spend(reservation)
-
-
 def _require_labels(
     folder: Path, run: TeacherRun, label_names: tuple[str, ...]
 ) -> None:
     """The teacher's study has the same classes in the same order."""
     try:
-        study = parse_json(_read(folder / "study.json"))
+        study = parse_json(read_evidence(folder / "study.json"))
         if digest(study) != run.costs.study_digest:
             raise ModelError(f"{folder}: study.json is not the one of its ledger")
         labels = study["data"].get("labels")
@@ -119,10 +95,3 @@ def _require_labels(
             f"[distillation.teacher] run: its classes are {', '.join(labels)}; the "
             f"study's are {', '.join(label_names)}"
         )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: not readable: {error.strerror}") from error

@@ -26,14 +26,16 @@ from secfed.checkpoints import (
     log_origin,
     witness_key,
 )
+from secfed.earlier_runs import NamedRuns
 from secfed.errors import LedgerError, RunDirectoryError, VerificationError
 from secfed.ledger import Entry
 from secfed.notes import NoteKey, NoteSignature
 from secfed.privacy.budget import Budget
-from secfed.runtime.receipts import Reservation, evaluation_run, reservations
+from secfed.privacy.held_back import evaluation_run
+from secfed.runtime.receipts import Reservation, reservations
 from secfed.study import Study
 from secfed.verify.claims import check_epsilon, check_plan
-from secfed.verify.story import Evaluated, Started, tell
+from secfed.verify.story import Evaluated, Started, Story, tell
 from secfed.witness import Inspect, Offer, Witness
 
 __all__ = [
@@ -67,13 +69,15 @@ def inspection(
     site: str,
     run_id: str,
     reserved: Callable[[], Sequence[Reservation]],
+    named_runs: NamedRuns,
 ) -> Inspect:
     """What a site asks of the entries of its study's ledger.
 
     1. They tell a run of this study under this key, in order.
     2. The plan is the study's, and every started round spent what it says.
-    3. Every site's epsilon is what the accountant gives for it.
-    4. They tell of this site's rounds what its receipts and its budget do.
+    3. The runs that the study names cost what their own ledgers say.
+    4. Every site's epsilon is what the accountant gives for it.
+    5. They tell of this site's rounds what its receipts and its budget do.
 
     Args:
         study: As this site approved it.
@@ -81,6 +85,7 @@ def inspection(
         site: This site.
         run_id: The run and arm that its budget is charged for.
         reserved: Reads what it reserved itself, of all runs.
+        named_runs: What the runs cost that the study names, as this site read it.
     """
 
     def inspect(entries: Sequence[Entry]) -> None:
@@ -89,14 +94,24 @@ def inspection(
         # 2
         check_plan(story, study)
         # 3
-        check_epsilon(story, study)
+        _check_named(story, named_runs)
         # 4
+        check_epsilon(story, study)
+        # 5
         own = reserved()
         _check_own(site, story.rounds, _heads(own, run_id), len(entries))
         evaluated = _heads(own, evaluation_run(run_id))
         _check_own(site, story.evaluations, evaluated, len(entries))
 
     return inspect
+
+
+def _check_named(story: Story, named_runs: NamedRuns) -> None:
+    if story.plan.teacher != named_runs.teacher:
+        raise LedgerError(1, "the teacher's costs are not those of its own ledger")
+    for index, told in enumerate(story.tuning):
+        if told != named_runs.tuning[index]:
+            raise LedgerError(index + 2, "not what the tuning run's own ledger says")
 
 
 def _heads(reserved: Sequence[Reservation], run_id: str) -> dict[int, set[str]]:
@@ -142,6 +157,7 @@ class LocalWitnesses:
         coordinator_key: Whose log it is.
         identities: Every site's identity key.
         budgets: Every site's own.
+        named_runs: What the runs cost that the study names.
         say: Told in one line why a site does not cosign.
     """
 
@@ -151,6 +167,7 @@ class LocalWitnesses:
     coordinator_key: bytes
     identities: Mapping[str, SigningKey]
     budgets: Mapping[str, Budget]
+    named_runs: NamedRuns
     say: Callable[[str], None]
     _open: dict[str, Witness] = field(default_factory=dict, init=False)
 
@@ -179,6 +196,7 @@ class LocalWitnesses:
                     site,
                     self.run_id,
                     partial(reservations, self.private_dir, site, self.budgets[site]),
+                    self.named_runs,
                 ),
             )
         return self._open[site]

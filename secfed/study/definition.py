@@ -35,6 +35,7 @@ from secfed.study.sections import (
 )
 from secfed.study.task import TaskSection
 from secfed.study.task_rules import check_task
+from secfed.study.tuning import TuningRun, TuningSection
 
 __all__ = ["Study", "load_study", "load_study_dict"]
 
@@ -66,6 +67,7 @@ class Study(Table):
     distillation: DistillationSection | None = None
     evaluation: EvaluationSection | None = None
     ledger: LedgerSection | None = None
+    tuning: TuningSection | None = None
 
     @property
     def name(self) -> str:
@@ -81,6 +83,11 @@ class Study(Table):
     def teacher(self) -> TeacherSection | None:
         """The teacher that it distils, if any; of a mentor its public base."""
         return None if self.distillation is None else self.distillation.teacher
+
+    @property
+    def tuning_runs(self) -> tuple[TuningRun, ...]:
+        """The runs on private records by which its settings were chosen."""
+        return () if self.tuning is None else self.tuning.runs or ()
 
     @property
     def mentor_adapter(self) -> AdapterSection | None:

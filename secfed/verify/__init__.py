@@ -152,6 +152,8 @@ def check_run(bundle: Bundle, checklist: Checklist, pins: Pins) -> None:
     checklist.ask("plan and steps", lambda: claims.check_plan(story, study))
     if study.teacher is not None or story.plan.teacher is not None:
         checklist.ask("teacher", lambda: claims.check_teacher(bundle, story, study))
+    if study.tuning is not None:
+        checklist.ask("tuning", lambda: claims.check_tuning(bundle, story, study))
     checklist.ask("adapters", lambda: claims.check_adapters(story, manifest))
     checklist.ask("epsilon", lambda: claims.check_epsilon(story, study))
     checklist.ask("statement", lambda: claims.check_statement(bundle, story, study))

@@ -11,6 +11,7 @@ from typing import Any
 
 from secfed.canonical import parse_json
 from secfed.codec import WIDE_RING_BITS
+from secfed.earlier_runs import read_tuning_run, tuning_ledger
 from secfed.entries import EvaluationEntry, PlanEntry, RoundEntry
 from secfed.errors import LedgerError, VerificationError
 from secfed.evaluated import evaluation_event_json, evaluations_of
@@ -29,6 +30,7 @@ __all__ = [
     "check_plan",
     "check_statement",
     "check_teacher",
+    "check_tuning",
     "difference",
     "read_metrics",
 ]
@@ -147,6 +149,21 @@ def check_teacher(bundle: Bundle, story: Story, study: Study) -> str:
     return f"what it spent at {len(found.spent)} sites is that of its own ledger"
 
 
+def check_tuning(bundle: Bundle, story: Story, study: Study) -> str:
+    """The runs by which the settings were chosen cost what their own ledgers say."""
+    section = study.tuning
+    if section is None:
+        return "UNKNOWN: the study does not say how its settings were chosen"
+    if section.data != "private":
+        what = "no" if section.data == "none" else "public"
+        return f"{what} data was looked at, by the study's declaration"
+    for index, said in enumerate(story.tuning):
+        data = bundle.read(tuning_ledger(index))
+        if said != read_tuning_run(data, study, index).costs:
+            raise LedgerError(index + 2, "not what the tuning run's own ledger says")
+    return f"what {len(story.tuning)} runs spent is that of their own ledgers"
+
+
 def check_adapters(story: Story, manifest: Manifest) -> str:
     """The adapters of rounds and release are the files that the ledger means."""
     entries = (story.plan, *story.completed(), story.release)
@@ -205,6 +222,7 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
         list(story.rounds.values()),
         StatementContext(scored=last[0] if last else None),
         list(story.evaluations.values()),
+        story.tuning,
     )
     if not isinstance(statement, dict) or statement.keys() != again.keys():
         raise VerificationError("statement.json: not the sections of a statement")
@@ -233,6 +251,11 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
     if "teacher" in again:
         one, other = statement["teacher"], again["teacher"]
         pairs += [(f"teacher.{key}", one.get(key), other.get(key)) for key in _TAUGHT]
+    said, own = (one["composition"] for one in (statement, again))
+    pairs += [
+        ("composition.tuning", _facts(said["tuning"]), _facts(own["tuning"])),
+        ("composition.elsewhere", said.get("elsewhere"), own.get("elsewhere")),
+    ]
     pairs.append(("utility", statement["utility"], again["utility"]))
     for name, said, computed in pairs:
         where = difference(said, computed)
@@ -244,6 +267,13 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
     if str(statement["headline"]).startswith("NOT PRIVATE") == again["private"]:
         raise VerificationError("statement.json: the headline contradicts the ledger")
     return f"its numbers follow from the ledger: {again['headline']}"
+
+
+def _facts(tuning: Any) -> Any:
+    """What a statement says of tuning, without its prose."""
+    if not isinstance(tuning, dict):
+        return tuning
+    return {key: value for key, value in tuning.items() if key != "note"}
 
 
 def read_metrics(bundle: Bundle, name: str) -> list[dict[str, Any]]:

@@ -19,7 +19,9 @@ from secfed.entries import (
     PlanEntry,
     ReleaseEntry,
     RoundEntry,
+    RunCosts,
     StudyEntry,
+    TuningEntry,
     WithdrawalEntry,
 )
 from secfed.errors import LedgerError
@@ -39,7 +41,8 @@ Evaluated = EvaluationEntry | EvaluationInterruptedEntry
 class Story:
     """A ledger's entries in the roles that they play; keys are entry numbers.
 
-    ``release`` is None while the run goes on. ``notices`` spend nothing.
+    ``release`` is None while the run goes on. ``notices`` spend nothing; ``tuning`` is
+    what earlier runs spent.
     """
 
     study: StudyEntry
@@ -48,6 +51,7 @@ class Story:
     release: ReleaseEntry | None
     evaluations: Mapping[int, EvaluationEntry | EvaluationInterruptedEntry]
     notices: Mapping[int, Notice]
+    tuning: tuple[RunCosts, ...] = ()
 
     def charged(self) -> dict[int, Started | Evaluated]:
         """Everything that spent privacy, in order."""
@@ -76,7 +80,8 @@ def tell(
 
     1. Entry 0 is the study, entry 1 the plan, the last one the release; a run that is
        not ``finished`` may have no release yet.
-    2. The study is this study, recorded under this key.
+    2. The study is this study, recorded under this key. After the plan come the runs
+       that its ``[tuning]`` pins, in its order, and nowhere else.
     3. Rounds are numbered 1, 2, … without a gap and none occurs twice. An evaluation
        follows a round after which the study asks for one, and none occurs twice.
     4. Participants belong to the plan, and none withdrew before or had its key revoked;
@@ -98,12 +103,13 @@ def tell(
     _check_study_entry(study_entry, coordinator_key, study)
     if set(plan.sites) != set(study.sites):
         raise LedgerError(1, "the plan's sites are not the study's")
+    tuning = _tuning(bodies, study)
     rounds: dict[int, RoundEntry | InterruptedEntry] = {}
     evaluations: dict[int, EvaluationEntry | EvaluationInterruptedEntry] = {}
     notices: dict[int, Notice] = {}
     told: set[Notice] = set()
     left: dict[str, str] = {}
-    for index in range(2, last if release else len(bodies)):
+    for index in range(2 + len(tuning), last if release else len(bodies)):
         body = bodies[index]
         if isinstance(body, Notice):
             _check_notice(index, body, plan, study, len(rounds), told)
@@ -127,7 +133,7 @@ def tell(
         len(rounds) - completed,
     ):
         raise LedgerError(last, "the release counts other rounds than the ledger")
-    story = Story(study_entry, plan, rounds, release, evaluations, notices)
+    story = Story(study_entry, plan, rounds, release, evaluations, notices, tuning)
     said = [f"{len(rounds)} rounds in order, {completed} of them completed"]
     if evaluations:
         said.append(f"{len(evaluations)} evaluations")
@@ -135,6 +141,19 @@ def tell(
     if approving:
         said.append(f"{len(approving)} of {len(plan.sites)} sites named approvals")
     return story, "; ".join(said + [_told(n) for n in notices.values() if _told(n)])
+
+
+def _tuning(bodies: Sequence[Body], study: Study) -> tuple[RunCosts, ...]:
+    """What the runs spent that the study pins; a run that just began has not all."""
+    found: list[RunCosts] = []
+    for index, run in enumerate(study.tuning_runs, start=2):
+        if index == len(bodies):
+            break
+        body = bodies[index]
+        if not isinstance(body, TuningEntry) or body.costs.ledger_sha256 != run.sha256:
+            raise LedgerError(index, f"the tuning run {run.ledger} is expected here")
+        found.append(body.costs)
+    return tuple(found)
 
 
 def _round(index: int, body: Body, study: Study, rounds_so_far: int) -> Started:

@@ -18,11 +18,11 @@ from secfed.errors import VerificationError
 from secfed.governance import SiteApprovals
 from secfed.policy import SitePolicy
 from secfed.privacy.budget import Budget
+from secfed.privacy.held_back import is_evaluation
 from secfed.runtime.background import Background, Job
 from secfed.runtime.deployed import Deadlines
 from secfed.runtime.envelope import Sealed
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.receipts import is_evaluation
 from secfed.runtime.roster import (
     Roster,
     make_request,

@@ -15,7 +15,9 @@ from secfed.entries import (
     PlanEntry,
     ReleaseEntry,
     RoundEntry,
+    RunCosts,
     StudyEntry,
+    TuningEntry,
 )
 from secfed.ledger import CHECKPOINT_NAME, Ledger
 from secfed.manifest import write_manifest
@@ -199,6 +201,7 @@ def write_run(
     witnesses: Sequence[str] = SITES,
     adapter: bytes = b"final adapter",
     config: bytes = b'{"r":2}',
+    tuning: Sequence[RunCosts] = (),
 ) -> None:
     """Write an arm as a runtime would; ``change`` rewrites ledger bodies first.
 
@@ -221,11 +224,12 @@ def write_run(
     plan = plan or plan_entry(private, unit)
     rounds = round_entries(private, unit)
     context = StatementContext(scored=metrics_lines(private, unit)[-1])
-    said = build_statement(study.canonical(), plan, rounds, context)
+    said = build_statement(study.canonical(), plan, rounds, context, (), tuning)
     (run / "statement.json").write_bytes(canonical_json(statement(-1, said)))
     entries = [
         study_entry(study, key, simulation_seed=seed),
         plan,
+        *[TuningEntry(costs=costs) for costs in tuning],
         *rounds,
         ReleaseEntry(
             adapter_sha256=file_sha256(model),

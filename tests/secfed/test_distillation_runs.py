@@ -299,10 +299,10 @@ def test_a_rehearsed_teacher_is_charged_to_the_students_sites(
     statement = parse_json((out / "statement.json").read_bytes())
     assert "training follows from a public seed" in statement["headline"]
     site = statement["sites"]["north"]
-    assert site["with_teacher"]["epsilon"] > site["epsilon"]
+    assert site["with_named_runs"]["epsilon"] > site["epsilon"]
     budget = Budget.read(out / "private/sites/north/budget.sqlite")[0]
     assert len({charge.run_id for charge in budget.charges}) == 2
-    assert budget.spent_epsilon == pytest.approx(site["with_teacher"]["epsilon"])
+    assert budget.spent_epsilon == pytest.approx(site["with_named_runs"]["epsilon"])
     report = verify_run(out)
     assert report.passed, report
 
@@ -320,7 +320,7 @@ def test_a_teacher_in_the_same_budget_is_charged_once_and_stays_private(
     assert (len(before.charges), len(after.charges)) == (2, 4)
     statement = parse_json((out / "statement.json").read_bytes())
     assert statement["private"] is True
-    composed = statement["sites"]["north"]["with_teacher"]["epsilon"]
+    composed = statement["sites"]["north"]["with_named_runs"]["epsilon"]
     assert composed == pytest.approx(after.spent_epsilon)
     # A rehearsed teacher's noise is public, so it teaches in rehearsals only.
     ledger = (teacher / "ledger.jsonl").read_bytes()

@@ -14,10 +14,11 @@ from small import small_policy
 
 from secfed.canonical import canonical_json, file_sha256
 from secfed.entries import (
+    ApprovalEntry,
     EvaluationInterruptedEntry,
     PlanEntry,
-    TeacherCharge,
-    TeacherCosts,
+    RunCharge,
+    RunCosts,
     parse_body,
 )
 from secfed.errors import (
@@ -32,7 +33,7 @@ from secfed.policy import check
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
 from secfed.runtime.compare import plan_arms
-from secfed.runtime.teaching import charge_teacher
+from secfed.runtime.earlier import charge_earlier
 from secfed.statement import StatementContext, build_statement, round_event_json
 from secfed.study import Study, load_study_dict
 from secfed.teacher_ledger import TEACHER_LEDGER, TeacherRun, read_teacher_run
@@ -256,6 +257,24 @@ def test_scores_on_held_back_records_cost_the_teacher_nothing(tmp_path: Path) ->
     assert [charge.round for charge in costs.spent["south"]] == [1, 2, 3]
 
 
+def test_a_teacher_of_a_run_across_machines_may_teach(tmp_path: Path) -> None:
+    """Its ledger tells of approvals, too, which spend nothing."""
+    run = teacher_run(tmp_path / "t")
+    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
+        entries = [(entry.kind, entry.body) for entry in ledger.entries()]
+    before = read(run).costs
+    approval = ApprovalEntry(site="north", study_digest=OTHER, commitment=OTHER)
+    (run / "ledger.jsonl").unlink()
+    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
+        for kind, body in [
+            *entries[:2],
+            (approval.kind, approval.to_body()),
+            *entries[2:],
+        ]:
+            ledger.append(kind, body, evidence.TIME)
+    assert read(run).costs.spent == before.spent
+
+
 def overspent(index: int, body: evidence.Body) -> evidence.Body:
     if index != 2:
         return named(index, body)
@@ -312,12 +331,12 @@ def test_a_simulated_teacher_teaches_in_a_rehearsal_and_is_not_private(
 # What both cost together
 
 
-def plan_with(costs: TeacherCosts | None, unit: Any = "record") -> PlanEntry:
+def plan_with(costs: RunCosts | None, unit: Any = "record") -> PlanEntry:
     return evidence.plan_entry(unit=unit).model_copy(update={"teacher": costs})
 
 
 def stated(
-    study: Study, costs: TeacherCosts | None, unit: Any = "record"
+    study: Study, costs: RunCosts | None, unit: Any = "record"
 ) -> dict[str, Any]:
     rounds = evidence.round_entries(unit=unit)[: 1 if unit == "site" else 3]
     plan = plan_with(costs, unit)
@@ -333,7 +352,7 @@ def test_the_statement_composes_both_runs(tmp_path: Path) -> None:
     both = accounting.epsilon([once, once], evidence.DELTA)
     north, teacher = said["sites"]["north"], said["teacher"]
     assert north["epsilon"] == pytest.approx(alone)
-    assert north["with_teacher"]["epsilon"] == pytest.approx(both)
+    assert north["with_named_runs"]["epsilon"] == pytest.approx(both)
     assert alone < both < 2 * alone
     assert teacher["sites"]["north"]["epsilon"] == pytest.approx(alone)
     assert teacher["runs"] == [RUN_ID]
@@ -350,9 +369,11 @@ def test_people_of_the_teacher_only_are_counted_in_the_headline(
 ) -> None:
     run = teacher_run(tmp_path / "t")
     costs = read(run).costs
-    elsewhere = {"east": costs.spent["north"] * 3}
+    thrice = [c.model_copy(update={"round": c.round + 3 * k})
+              for k in range(3) for c in costs.spent["north"]]  # fmt: skip
+    elsewhere = {"east": tuple(thrice)}
     said = stated(student(run), costs.model_copy(update={"spent": elsewhere}))
-    assert "with_teacher" not in said["sites"]["north"]
+    assert "with_named_runs" not in said["sites"]["north"]
     worst = said["teacher"]["sites"]["east"]["epsilon"]
     assert worst > said["sites"]["north"]["epsilon"]
     assert f"({worst:.4g}, 1e-05)" in said["headline"]
@@ -361,8 +382,8 @@ def test_people_of_the_teacher_only_are_counted_in_the_headline(
 def test_where_the_unit_is_the_site_a_person_is_composed_too(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_bytes(b"not read by the statement")
     event = round_event_json(evidence.make_plan("site").to_json())
-    charge = TeacherCharge(run_id=RUN_ID, study_digest=OTHER, round=1, event=event)
-    costs = TeacherCosts(
+    charge = RunCharge(run_id=RUN_ID, study_digest=OTHER, round=1, event=event)
+    costs = RunCosts(
         ledger_sha256=OTHER,
         study_digest=OTHER,
         unit="site",
@@ -371,7 +392,7 @@ def test_where_the_unit_is_the_site_a_person_is_composed_too(tmp_path: Path) -> 
     )
     said = stated(student(tmp_path, unit="site"), costs, "site")
     north = said["sites"]["north"]
-    person = north["with_teacher"]["of_a_person"]["epsilon"]
+    person = north["with_named_runs"]["of_a_person"]["epsilon"]
     assert person > north["of_a_person"]["epsilon"]
     assert f"({person:.4g}, 1e-05)" in said["headline"]
 
@@ -408,25 +429,25 @@ def test_a_budget_holds_the_teachers_rounds_once(tmp_path: Path) -> None:
     budget = Budget(tmp_path / "north.sqlite", "north")
     budget.open("people", "record", max_epsilon=8.0, delta=evidence.DELTA)
     for _ in range(2):
-        charge_teacher(budget, found, "north")
+        charge_earlier(budget, [found.costs], "north")
     events = [accounting.sampled_gaussian(0.05, 1.0, 6)]
     assert budget.spent_epsilon() == pytest.approx(
         accounting.epsilon(events, evidence.DELTA)
     )
     assert [(c.run_id, c.state) for c in budget.history()] == [(RUN_ID, "spent")] * 3
-    charge_teacher(budget, found, "nobody")
-    charge_teacher(budget, None, "north")
+    charge_earlier(budget, [found.costs], "nobody")
+    charge_earlier(budget, [], "north")
     assert len(budget.history()) == 3
     tight = Budget(tmp_path / "tight.sqlite", "north")
     tight.open("people", "record", max_epsilon=0.1, delta=evidence.DELTA)
     with pytest.raises(BudgetExceededError):
-        charge_teacher(tight, found, "north")
+        charge_earlier(tight, [found.costs], "north")
 
 
 # Verification
 
 
-def student_run(folder: Path, teacher: Path, costs: TeacherCosts) -> Path:
+def student_run(folder: Path, teacher: Path, costs: RunCosts) -> Path:
     """A student's run around fake adapters, as a runtime would write it."""
     kept = folder / TEACHER_LEDGER
     kept.parent.mkdir(parents=True)

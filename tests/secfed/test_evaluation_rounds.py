@@ -24,11 +24,10 @@ from secfed.errors import (
 from secfed.models import Features
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
-from secfed.privacy.held_back import GRID, EvaluationPlan
+from secfed.privacy.held_back import GRID, EvaluationPlan, evaluation_run
 from secfed.privacy.noise import simulation_stream
 from secfed.runtime.evaluations import EvaluationResult, play_evaluation
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.receipts import evaluation_run
 from secfed.runtime.sessions import evaluation_terms
 from secfed.study import Study, load_study_dict
 from secfed.training import HeldBack, PrivateRecords

@@ -123,7 +123,6 @@ def test_what_is_known_is_said() -> None:
     context = StatementContext(
         self_test={"passed": True},
         earlier_epsilon={"north": 1.5},
-        tuning="public data only",
         empirical_lower_bound={"epsilon": 0.4},
         provenance={"model": "ab" * 32},
     )
@@ -131,7 +130,6 @@ def test_what_is_known_is_said() -> None:
     assert statement["self_test"] == {"passed": True}
     assert statement["composition"]["earlier_studies"]["north"] == 1.5
     assert statement["composition"]["earlier_studies"]["south"] == UNKNOWN
-    assert statement["composition"]["tuning"] == "public data only"
     assert statement["empirical_lower_bound"] == {"epsilon": 0.4}
     assert statement["provenance"] == {"model": "ab" * 32}
 

@@ -39,7 +39,7 @@ def test_what_nobody_knows_is_said() -> None:
         assert said[name] == UNKNOWN
     assert said["composition"]["tuning"] == UNKNOWN
     assert set(said["composition"]["earlier_studies"].values()) == {UNKNOWN}
-    known = statement(self_test={"independence": "passed"}, tuning="on public data")
+    known = statement(self_test={"independence": "passed"})
     check_form(known)
 
 
