@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
@@ -82,6 +82,13 @@ def verify(
             help="A checkpoint kept elsewhere, which the ledger has to extend.",
         ),
     ] = None,
+    record: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An incident or withdrawal, beside its salt: the ledger binds it.",
+        ),
+    ] = None,
     approver: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,18 +108,20 @@ def verify(
     from secfed.gate.layout import is_release  # noqa: PLC0415
     from secfed.verify import verify_run  # noqa: PLC0415
 
-    pins = dict(_pin(text) for text in witness or ())
+    known: dict[str, Any] = {
+        "witnesses": dict(_pin(text) for text in witness or ()),
+        "seen": seen or (),
+        "records": record or (),
+    }
     people = [_fingerprint(text, "--approver") for text in approver or ()]
     if is_release(run):
         from secfed.gate.verification import verify_release  # noqa: PLC0415
 
-        result = verify_release(
-            run, trusted(trust), people, witnesses=pins, seen=seen or ()
-        )
+        result = verify_release(run, trusted(trust), people, **known)
     elif people:
         raise click.BadParameter("belongs to a release", param_hint="--approver")
     else:
-        result = verify_run(run, trusted(trust), witnesses=pins, seen=seen or ())
+        result = verify_run(run, trusted(trust), **known)
     show_verification(result, as_json=as_json)
 
 

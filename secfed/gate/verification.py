@@ -23,6 +23,7 @@ def verify_release(
     *,
     witnesses: Mapping[str, str] | None = None,
     seen: Sequence[str | Path] = (),
+    records: Sequence[str | Path] = (),
 ) -> VerificationReport:
     """Check a release from its files alone; never raises because of what they hold.
 
@@ -33,12 +34,13 @@ def verify_release(
             empty: their keys are only told.
         witnesses: As for ``verify_run``.
         seen: As for ``verify_run``.
+        records: As for ``verify_run``.
 
     Raises:
         ValueError: A fingerprint of ``approvers`` or ``witnesses`` is malformed.
     """
     root, checklist = Path(path), Checklist()
-    known, pins = _known(approvers), Pins.read(trust, witnesses, seen)
+    known, pins = _known(approvers), Pins.read(trust, witnesses, seen, records)
     release, pinned = check_release(root, trust, checklist)
     if release is None:
         return _report(path, "release", None, checklist)

@@ -17,6 +17,7 @@ from typing import Self
 from secfed.errors import VerificationError
 from secfed.signing import fingerprint, parse_fingerprint
 from secfed.verify import claims, heads
+from secfed.verify.bound import check_records
 from secfed.verify.checks import Check, Checklist, VerificationReport
 from secfed.verify.comparison import ARMS, check_arms, check_comparison
 from secfed.verify.files import Bundle, check_files, check_study, is_directory
@@ -34,11 +35,13 @@ class Pins:
         coordinator: Fingerprint of the coordinator's key, in groups or not.
         witnesses: Fingerprints of the sites' keys, by site.
         seen: Checkpoints of the ledger that were kept elsewhere.
+        records: Signed records that the ledger has to bind, their salts beside them.
     """
 
     coordinator: str | None = None
     witnesses: Mapping[str, str] = field(default_factory=dict)
     seen: tuple[Path, ...] = ()
+    records: tuple[Path, ...] = ()
 
     @classmethod
     def read(
@@ -46,6 +49,7 @@ class Pins:
         trust: str | None,
         witnesses: Mapping[str, str] | None,
         seen: Sequence[str | Path],
+        records: Sequence[str | Path] = (),
     ) -> Self:
         """From arguments as ``verify_run`` takes them.
 
@@ -53,7 +57,7 @@ class Pins:
             ValueError: A witness's fingerprint is none.
         """
         known = {s: parse_fingerprint(pin) for s, pin in (witnesses or {}).items()}
-        return cls(trust, known, tuple(map(Path, seen)))
+        return cls(trust, known, tuple(map(Path, seen)), tuple(map(Path, records)))
 
 
 def verify_run(
@@ -62,6 +66,7 @@ def verify_run(
     *,
     witnesses: Mapping[str, str] | None = None,
     seen: Sequence[str | Path] = (),
+    records: Sequence[str | Path] = (),
 ) -> VerificationReport:
     """Check a run, a comparison with its arms, or a grid with its cells.
 
@@ -74,12 +79,14 @@ def verify_run(
         witnesses: Fingerprints of sites' keys, in groups or not, by site; each of them
             has to have cosigned the ledger of every run with that key.
         seen: Checkpoint files that were kept elsewhere; the ledger has to extend each.
+        records: Records of incidents and withdrawals, each with its salt beside it;
+            the ledger has to bind each.
 
     Returns:
         The report; ``passed`` is the answer.
     """
     root = Path(path)
-    pins = Pins.read(trust, witnesses, seen)
+    pins = Pins.read(trust, witnesses, seen, records)
     checklist = Checklist()
     if not checklist.ask("directory", lambda: _check_directory(root)):
         return VerificationReport(
@@ -149,6 +156,8 @@ def check_run(bundle: Bundle, checklist: Checklist, pins: Pins) -> None:
         checklist.ask("witnesses", cosigned)
     if pins.seen:
         checklist.ask("seen before", lambda: heads.check_seen(bundle, story, pins.seen))
+    if pins.records:
+        checklist.ask("records", lambda: check_records(story, pins.records))
     checklist.ask("plan and steps", lambda: claims.check_plan(story, study))
     if study.teacher is not None or story.plan.teacher is not None:
         checklist.ask("teacher", lambda: claims.check_teacher(bundle, story, study))

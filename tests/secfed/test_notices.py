@@ -50,6 +50,7 @@ from secfed.runtime.withdrawal import EFFECT
 from secfed.signing import RECORD, fingerprint
 from secfed.study import load_study_dict
 from secfed.verify import verify_run
+from secfed.verify.bound import check_records
 from secfed.verify.heads import trusted_keys
 from secfed.verify.story import Story, tell
 
@@ -101,6 +102,24 @@ def test_notices_spend_nothing_and_the_auditor_is_told(tmp_path: Path) -> None:
     assert "north's key was revoked; south withdrew before round 4" in said
     assert "an incident was recorded" in said
     assert "1 of 3 sites named approvals" in said
+
+
+def test_a_record_is_held_against_the_entry_that_binds_it(tmp_path: Path) -> None:
+    record, salt = tmp_path / "incident.json", tmp_path / "incident.salt"
+    record.write_text("what happened", "utf-8")
+    salt.write_bytes(b"s" * 32)
+    bound = IncidentEntry(commitment=commit("what happened", b"s" * 32))
+    story, _ = told(tmp_path / "ledger.jsonl", approval(), bound)
+    assert check_records(story, [record]) == f"entry 6, incident, binds {record}"
+    record.write_text("what happened, told otherwise", "utf-8")
+    with pytest.raises(VerificationError, match="no entry binds this record"):
+        check_records(story, [record])
+    record.write_bytes(b"\xff")
+    with pytest.raises(VerificationError, match="a record or its salt"):
+        check_records(story, [record])
+    salt.unlink()  # Deleted: the entry says nothing any more.
+    with pytest.raises(VerificationError, match="a record or its salt"):
+        check_records(story, [record])
 
 
 @pytest.mark.parametrize(
