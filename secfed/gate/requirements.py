@@ -43,7 +43,7 @@ from secfed.gate.layout import (
 )
 from secfed.gate.page import render_page
 from secfed.signing import format_fingerprint
-from secfed.statement_form import check_form
+from secfed.statement.form import check_form
 from secfed.verify.checks import Checklist
 from secfed.verify.claims import difference, read_metrics
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from secfed.utility import SCORES
+from secfed.statement.utility import SCORES
 
 __all__ = [
     "ACCURACY",

@@ -14,10 +14,10 @@ from secfed.codec import WIDE_RING_BITS
 from secfed.earlier_runs import read_tuning_run, tuning_ledger
 from secfed.entries import EvaluationEntry, PlanEntry, RoundEntry
 from secfed.errors import LedgerError, VerificationError
-from secfed.evaluated import evaluation_event_json, evaluations_of
 from secfed.manifest import Manifest
 from secfed.privacy import accounting
 from secfed.statement import StatementContext, build_statement, round_event_json
+from secfed.statement.evaluated import evaluation_event_json, evaluations_of
 from secfed.study import Study
 from secfed.teacher_ledger import TEACHER_LEDGER, read_teacher_run
 from secfed.verify.files import Bundle

@@ -25,9 +25,9 @@ from secfed.entries import (
     WithdrawalEntry,
 )
 from secfed.errors import LedgerError
-from secfed.evaluated import evaluations_of
 from secfed.ledger import LEDGER_NAME, Entry, split_lines, verify_entries
 from secfed.signing import fingerprint
+from secfed.statement.evaluated import evaluations_of
 from secfed.study import MIN_SITES, Study
 from secfed.verify.files import Bundle
 

@@ -17,9 +17,9 @@ from secfed.entries import (
     parse_body,
 )
 from secfed.errors import LedgerError, VerificationError
-from secfed.evaluated import evaluation_event_json, evaluations_of
 from secfed.privacy import accounting
 from secfed.statement import StatementContext, build_statement
+from secfed.statement.evaluated import evaluation_event_json, evaluations_of
 from secfed.study import Study, load_study_dict
 from secfed.verify.claims import check_epsilon, check_plan, check_statement
 from secfed.verify.story import tell

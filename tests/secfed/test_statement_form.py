@@ -10,7 +10,7 @@ import pytest
 
 from secfed.errors import VerificationError
 from secfed.statement import UNKNOWN, StatementContext, build_statement
-from secfed.statement_form import check_form, packaged_schema, statement_schema
+from secfed.statement.form import check_form, packaged_schema, statement_schema
 
 
 def statement(private: bool = True, unit: Any = "record", **context: Any) -> dict:

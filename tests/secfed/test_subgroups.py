@@ -27,8 +27,8 @@ from secfed.runtime.progress import NoProgress
 from secfed.runtime.scores import scores_of
 from secfed.runtime.setup import prepare
 from secfed.statement import StatementContext, build_statement
+from secfed.statement.utility import SCORES, utility_section
 from secfed.study import Study, load_study_dict
-from secfed.utility import SCORES, utility_section
 from secfed.verify import verify_run
 
 WORDS = ("left", "middle", "right")

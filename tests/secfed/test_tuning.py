@@ -37,7 +37,7 @@ from secfed.statement import (
     build_statement,
     promised,
 )
-from secfed.statement_form import check_form
+from secfed.statement.form import check_form
 from secfed.study import Study, load_study_dict
 from secfed.verify import verify_run
 

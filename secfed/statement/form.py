@@ -282,6 +282,6 @@ def statement_schema() -> dict[str, Any]:
 
 def packaged_schema() -> dict[str, Any]:
     """The schema that was written when this version was made."""
-    text = files("secfed").joinpath(SCHEMA_NAME).read_text("utf-8")
+    text = files("secfed.statement").joinpath(SCHEMA_NAME).read_text("utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema

@@ -1,48 +1,13 @@
-"""The privacy statement: what a run promises, to whom, and what it does not.
-
-It is computed from the ledger alone (plan and rounds) and the study, so that
-anyone can compute its numbers again. What nobody measured is printed UNKNOWN;
-nothing is filled in from what was intended.
-
-Sections of the JSON object, all always present:
-
-=======================  =====================================================
-``headline, private``    the answer in one sentence, and as a boolean
-``study``                name, title, method and digest
-``guarantee``            what is promised to whom: unit, neighbours, delta, limit
-``sites``                per site the cost of the steps as executed
-``across_sites``         the composed cost for someone present at every site
-``accountant``           who computed it, and by what second method
-``trust``                each party: what it sees and what it does not
-``composition``          earlier studies and tuning
-``unprotected``          quantities that leave without a guarantee
-``hazards``              generator and floating point
-``execution``            where it ran; a simulation seed means NOT PRIVATE
-``self_test``            the independence check before the first step
-``empirical_lower_bound``  from an audit
-``utility``              scores on the public hold-out, by subgroup where there are any
-``provenance, limits``   what it was made from; what it cannot say
-=======================  =====================================================
-
-A study that distils a teacher adds ``teacher``: who it is and what it cost. Where a
-study names earlier runs on private records, its private teacher or those by which its
-settings were chosen, every site has ``with_named_runs``: their cost and this run's,
-composed.
-
-A study with ``[evaluation]`` has a section ``evaluation`` more: what was released of
-held-back records, with which bound and noise, and the scores with their intervals.
-"""
+"""A statement from the entries of a ledger: the only place that puts it together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from protocols.secagg.params import MAX_COMPLETE
-from protocols.suites import SUITES
 from secfed.canonical import digest
 from secfed.earlier_runs import events_at
 from secfed.entries import (
@@ -54,25 +19,23 @@ from secfed.entries import (
     RoundEntry,
     RunCosts,
 )
-from secfed.evaluated import evaluation_section
 from secfed.privacy import accounting
-from secfed.privacy.plan import PrivacyPlan
+from secfed.statement.costs import (
+    UNKNOWN,
+    cost_of_both,
+    costing,
+    of_a_person,
+    round_event_json,
+)
+from secfed.statement.evaluated import evaluation_section
+from secfed.statement.teacher import teacher_limits, teacher_section
+from secfed.statement.trust import UNPROTECTED, hazards, limits, trust_section
+from secfed.statement.tuning import tuning_section
+from secfed.statement.utility import utility_section
 from secfed.strategies import get_strategy
-from secfed.strategies.base import Strategy
-from secfed.teacher_statement import teacher_limits, teacher_section
-from secfed.tuning_statement import tuning_section
-from secfed.utility import utility_section
 
-__all__ = [
-    "NOT_PRIVATE",
-    "UNKNOWN",
-    "StatementContext",
-    "build_statement",
-    "promised",
-    "round_event_json",
-]
+__all__ = ["NOT_PRIVATE", "StatementContext", "build_statement", "promised"]
 
-UNKNOWN = "UNKNOWN"
 NOT_PRIVATE = "NOT PRIVATE"
 
 Started = RoundEntry | InterruptedEntry
@@ -97,18 +60,6 @@ class StatementContext:
     empirical_lower_bound: Mapping[str, Any] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     scored: Mapping[str, Any] | None = None
-
-
-def round_event_json(plan: Mapping[str, Any]) -> JsonObject:
-    """The event of one round under a site's plan, as ``spent`` records it.
-
-    Args:
-        plan: ``PrivacyPlan.to_json()``.
-
-    Raises:
-        PlanError: A value is missing, unknown or out of range.
-    """
-    return accounting.event_to_json(PrivacyPlan.from_json(plan).round_event())
 
 
 def build_statement(
@@ -152,7 +103,7 @@ def build_statement(
     composition = _composition_section(
         plan,
         context,
-        tuning_section(study.get("tuning"), tuning, _costing(privacy)),
+        tuning_section(study.get("tuning"), tuning, costing(privacy)),
         _elsewhere(plan, named, privacy),
     )
     return {
@@ -176,11 +127,11 @@ def build_statement(
             "second": "Renyi differential privacy",
             "library": f"dp-accounting {version('dp-accounting')}",
         },
-        "trust": _trust_section(plan, get_strategy(study["training"]["method"])),
+        "trust": trust_section(plan, get_strategy(study["training"]["method"])),
         **taught,
         "composition": composition,
-        "unprotected": list(_UNPROTECTED),
-        "hazards": _hazards(seed),
+        "unprotected": list(UNPROTECTED),
+        "hazards": hazards(seed),
         "execution": {
             "where": _DEPLOYED if plan.deployed else _LOCAL,
             "simulation_seed": seed,
@@ -196,7 +147,7 @@ def build_statement(
         "provenance": dict(context.provenance) or UNKNOWN,
         "utility": utility_section(context.scored),
         "limits": [
-            *_limits(privacy["unit"]),
+            *limits(privacy["unit"]),
             *teacher_limits(study.get("distillation"), plan.teacher),
         ],
         **({} if evaluated is None else {"evaluation": evaluated}),
@@ -216,14 +167,8 @@ def _teacher(study: Mapping[str, Any], plan: PlanEntry) -> JsonObject:
     """The section of the teacher, where there is one."""
     if "distillation" not in study:
         return {}
-    cost = _costing(study["privacy"])
+    cost = costing(study["privacy"])
     return {"teacher": teacher_section(study["distillation"], plan.teacher, cost)}
-
-
-def _costing(privacy: Mapping[str, Any]) -> Callable[[Sequence[Any]], JsonObject]:
-    """What events cost the unit that a study protects."""
-    whole = privacy["unit"] == "site"
-    return partial(_cost_of_both, delta=privacy["delta"], whole=whole)
 
 
 def promised(statement: Mapping[str, Any]) -> dict[str, JsonObject]:
@@ -247,7 +192,7 @@ def _elsewhere(
 ) -> JsonObject:
     """What the named runs spent at sites that take no part in this one."""
     sites = {site for costs in named for site in costs.spent} - plan.sites.keys()
-    cost = _costing(privacy)
+    cost = costing(privacy)
     return {site: cost(events_at(named, site)) for site in sorted(sites)}
 
 
@@ -292,7 +237,7 @@ def _site_section(
     num_spent = sum(site in entry.spent for entry in rounds)
     events = _events(site, [*rounds, *evaluations])
     whole = plan["unit"] == "site"
-    cost = partial(_cost_of_both, delta=delta, whole=whole)
+    cost = partial(cost_of_both, delta=delta, whole=whole)
     return {
         **cost(events),
         **({"with_named_runs": cost([*earlier, *events])} if earlier else {}),
@@ -319,44 +264,6 @@ _CLIPPED_GRADIENTS = "Gaussian on clipped gradients of a Poisson sample"
 _WHOLE_UPDATE = "Gaussian on the site's whole clipped update, once a round, not sampled"
 
 
-def _cost(events: Sequence[Any], delta: float) -> JsonObject:
-    """What events cost the unit that they protect."""
-    cost = accounting.guarantee(events, delta)
-    return {
-        "epsilon": cost.epsilon,
-        "epsilon_rdp": cost.epsilon_rdp,
-        "epsilon_replace_one": cost.epsilon_replace_one,
-        "mu": UNKNOWN if cost.mu is None else cost.mu,
-        "attack_rates": {
-            "advantage": cost.advantage,
-            "tpr_at_fpr_0.01": cost.tpr_at_fpr_1_percent,
-            "tpr_at_fpr_0.001": cost.tpr_at_fpr_01_percent,
-        },
-    }
-
-
-def _cost_of_both(events: Sequence[Any], delta: float, *, whole: bool) -> JsonObject:
-    """What events cost the unit, and a person where the unit is the site."""
-    of_a_person = {"of_a_person": _cost_of_a_person(events, delta)} if whole else {}
-    return {**_cost(events, delta), **of_a_person}
-
-
-def _of_a_person(events: Sequence[Any]) -> list[Any]:
-    """Updates of a whole site, charged for a person whose records replace them."""
-    return [accounting.replaced_event(event) for event in events]
-
-
-def _cost_of_a_person(events: Sequence[Any], delta: float) -> JsonObject:
-    cost = _cost(_of_a_person(events), delta)
-    # Any change of a person's records is meant already, so there is no second one.
-    del cost["epsilon_replace_one"]
-    return {
-        "meaning": "any change of one person's records at this site: it can replace "
-        "the whole update, twice the clip norm",
-        **cost,
-    }
-
-
 def _across_section(
     plan: PlanEntry,
     rounds: Sequence[Started | Evaluated],
@@ -375,7 +282,7 @@ def _across_section(
     for site in sorted({site for costs in named for site in costs.spent}):
         events += events_at(named, site)
     if whole:
-        events = _of_a_person(events)
+        events = of_a_person(events)
     return {
         "meaning": meaning,
         "epsilon": accounting.epsilon(events, delta),
@@ -466,73 +373,6 @@ def _guarantee_section(
     }
 
 
-def _trust_section(plan: PlanEntry, rule: Strategy) -> list[JsonObject]:
-    server = (
-        "may lie, drop, replay and equivocate"
-        if plan.mode == "malicious"
-        else "follows the protocol (an exception, signed by every site's operators)"
-    )
-    noise = (
-        "which is private by its own noise" if plan.private else "which is not private"
-    )
-    return [
-        {
-            "party": "site",
-            "sees": "its own records; every round's adapter; who takes part"
-            + ("; a model of its own, parts of which never leave" * rule.personal),
-            "does_not_see": "other sites' records or single updates",
-        },
-        {
-            "party": "coordinator",
-            "assumed": f"{server}, with up to {plan.max_colluders} colluding sites",
-            **_coordinator(plan, rule, noise),
-        },
-        {
-            "party": "recipient of the release",
-            "sees": "the adapters, this statement, the ledger, the metrics on the "
-            "public hold-out",
-            "does_not_see": "sums or updates of single rounds before the strategy"
-            + ("; what stays at the sites" * rule.personal),
-        },
-        {
-            "party": "whoever recorded all messages and has a quantum computer later",
-            "sees": "the directory of keys and who took part"
-            if SUITES[plan.suite].hybrid
-            else f"every site's update of every round, {noise}",
-            "does_not_see": "a single site's update: key agreement is hybrid, "
-            "with ML-KEM-768"
-            if SUITES[plan.suite].hybrid
-            else "the records themselves",
-        },
-        *[_OPERATOR] * (plan.deployed is None),
-    ]
-
-
-_OPERATOR: JsonObject = {
-    "party": "operator of a local simulation",
-    "sees": "everything, because all sites ran in one process",
-    "does_not_see": "nothing is hidden from this party",
-}
-
-
-def _coordinator(plan: PlanEntry, rule: Strategy, noise: str) -> JsonObject:
-    """What the coordinator sees under a rule; ``noise`` says what hides an update."""
-    if rule.needs == "nothing":
-        return {
-            "sees": "who takes part and when; no number that was trained",
-            "does_not_see": "anything that a site trained",
-        }
-    what = "updates" if rule.linear else f"what {rule.name} makes of noised factors"
-    parts = -(-len(plan.sites) // MAX_COMPLETE)
-    over = f"in each of {parts} cohorts " * (parts > 1)
-    return {
-        "sees": f"masked vectors, the sum over the surviving sites {over}of a round "
-        f"of {what}, every adapter, who takes part and when",
-        "does_not_see": f"a single site's update, {noise}, while "
-        f"{plan.threshold} sites survive a round",
-    }
-
-
 def _composition_section(
     plan: PlanEntry,
     context: StatementContext,
@@ -550,51 +390,3 @@ def _composition_section(
         "note": "other runs on the same records add to this one; events are "
         "composed, epsilons are not added",
     }
-
-
-def _hazards(seed: int | None) -> list[str]:
-    generator = (
-        "generator: AES-256 in counter mode keyed by the operating system"
-        if seed is None
-        else "generator: AES-256 in counter mode keyed by the public simulation seed"
-    )
-    return [
-        generator,
-        _FLOATING_POINT,
-        "memory: Python cannot prove that secrets were erased",
-    ]
-
-
-_FLOATING_POINT = (
-    "floating point: the noise is a continuous Gaussian in floating point; its low "
-    "bits can leak (Mironov, CCS 2012), and no discrete mechanism is used; one more "
-    "person changes padding and micro-batch splits, which can move other contributions "
-    "in their last bits"
-)
-
-_UNPROTECTED = (
-    "which sites take part, drop out or fail in which round, and when",
-    "sizes and times of messages, and how long a site trains",
-    "site names, label names and what the study declares (nominal sizes, schema)",
-    "how many coordinates the codec limited (computed from the noised update)",
-    "the error text of a site that stops",
-)
-
-_SINGLE_UNITS = (
-    "the guarantee covers single units, not facts about whole groups or sites"
-)
-
-_LIMITS = (
-    "the ledger proves what the coordinator claimed, not that a site added noise",
-    _SINGLE_UNITS,
-    "a site that sends a poisoned update is limited by clipping only",
-    "the base model is public and its own training data are not covered",
-    "times are the coordinator's clock",
-)
-
-
-def _limits(unit: str) -> tuple[str, ...]:
-    if unit != "site":
-        return _LIMITS
-    single = "the guarantee covers each site and each person alone, not several at once"
-    return tuple(single if text == _SINGLE_UNITS else text for text in _LIMITS)
