@@ -23,7 +23,7 @@ from secfed.data.icd10cm import load_icd10cm
 from secfed.data.partition import assign_sites, at_most, split_holdout
 from secfed.data.records import RecordTable, stable_uniforms
 from secfed.errors import DataError
-from secfed.study.sections import DataSection, HoldoutSection, PartitionSection
+from secfed.study.data_sections import DataSection, HoldoutSection, PartitionSection
 
 __all__ = ["SOURCES", "Parts", "load_parts", "missing"]
 

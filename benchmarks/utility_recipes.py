@@ -13,15 +13,9 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from secfed import canonical
+from secfed.study.fields import Count, Positive, Texts
 from secfed.study.reading import ContradictionError, Table, checked, read_toml
-from secfed.study.sections import (
-    AdapterSection,
-    Count,
-    ModelSection,
-    Positive,
-    Texts,
-    TrainingSection,
-)
+from secfed.study.sections import AdapterSection, ModelSection, TrainingSection
 
 __all__ = ["HEAD", "METHODS", "Recipe", "Utility", "load_utility"]
 

@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from secfed.hours import parse_hours, parse_zone
 from secfed.study import METHODS, MIN_SITES, MIN_UNITS, Study
 from secfed.study.evaluation import MetricName
+from secfed.study.fields import Sha256, SiteName, Text, Texts
 from secfed.study.reading import ContradictionError, Table, checked, read_toml
-from secfed.study.sections import Sha256, SiteName, Text, Texts, check_method
+from secfed.study.sections import check_method
 
 __all__ = ["APPROVALS_NAME", "STOP_NAME", "Consent", "SitePolicy", "load_policy"]
 

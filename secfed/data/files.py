@@ -24,8 +24,8 @@ import numpy as np
 from secfed.data.records import RecordTable
 from secfed.data.tsv import read_tsv
 from secfed.errors import DataError
+from secfed.study.data_sections import HUB_PREFIX, DataSection
 from secfed.study.reading import nearest
-from secfed.study.sections import HUB_PREFIX, DataSection
 from secfed.study.task import PromptTemplate
 
 __all__ = ["load_external"]

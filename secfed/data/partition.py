@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from secfed.data.records import RecordTable, stable_uniforms
 from secfed.errors import DataError
+from secfed.study.data_sections import DataSection, PartitionSection
 from secfed.study.reading import nearest
-from secfed.study.sections import DataSection, PartitionSection
 
 __all__ = ["assign_sites", "at_most", "cap_units", "split_holdout", "without_groups_of"]
 

@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Field
 from secfed import canonical
 from secfed.errors import ProfileError, StudyError
 from secfed.study import Study
+from secfed.study.fields import Count, NotNegative, Sha256, SiteName
 from secfed.study.reading import Table, checked
-from secfed.study.sections import Count, NotNegative, Sha256, SiteName
 
 __all__ = ["SiteProfile", "Timing", "read_profile", "workload_digest"]
 

@@ -310,6 +310,8 @@ class _Away:
         asked = dict(messages)
         if phase == "masked-input":
             self.sites.progress.phase(self._work)
+            # Sites work: now the ledger's figure is computed, which is then kept.
+            self.sites.accounts.epsilon(self.task.round, evaluated=self.task.evaluation)
             trained = dict(self._ask("training", dict.fromkeys(asked, b"")))
             asked = {site: body for site, body in asked.items() if site in trained}
             if not self.enough(asked):

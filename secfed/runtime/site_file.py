@@ -45,8 +45,8 @@ from secfed.runtime.setup import Prepared, prepare_data
 from secfed.runtime.site_vitals import WatchedSite
 from secfed.runtime.site_worker import SiteWorker
 from secfed.signing import fingerprint, format_fingerprint, parse_fingerprint
+from secfed.study.fields import Count, SiteName
 from secfed.study.reading import Table, checked, read_toml
-from secfed.study.sections import Count, SiteName
 
 __all__ = [
     "OpenSite",

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from protocols.secagg.params import MAX_COMPLETE
 from secfed import canonical
 from secfed.errors import StudyError
+from secfed.study.data_sections import DataSection
 from secfed.study.distillation import (
     DistillationSection,
     TeacherSection,
@@ -24,7 +25,6 @@ from secfed.study.sections import (
     MIN_SITES,
     AdapterSection,
     CompareSection,
-    DataSection,
     LedgerSection,
     ModelSection,
     PrivacySection,

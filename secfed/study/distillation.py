@@ -6,16 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from secfed.study.fields import Positive, Rank, Sha256, Text, Texts
 from secfed.study.reading import ContradictionError, Table, nearest
-from secfed.study.sections import (
-    AdapterSection,
-    ModelSection,
-    Positive,
-    Rank,
-    Sha256,
-    Text,
-    Texts,
-)
+from secfed.study.sections import AdapterSection, ModelSection
 
 if TYPE_CHECKING:
     from secfed.study.definition import Study

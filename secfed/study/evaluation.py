@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from secfed.study.fields import Count, Positive, Seed, list_as_tuple
 from secfed.study.reading import ContradictionError, Table
-from secfed.study.sections import MIN_UNITS, Count, Positive, Seed
+from secfed.study.sections import MIN_UNITS
 
 if TYPE_CHECKING:
     from secfed.study.definition import Study
@@ -28,22 +29,18 @@ _REFUSED_METHODS: Final[Mapping[str, str]] = {
 }
 
 
-def _list_as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class EvaluationSection(Table):
     """``[evaluation]``: what is held back, what is measured, with which noise."""
 
     # The share of its privacy units that a site holds back and never trains on.
     fraction: Annotated[float, Field(gt=0, le=0.5)]
     metrics: Annotated[
-        tuple[MetricName, ...], Field(min_length=1), BeforeValidator(_list_as_tuple)
+        tuple[MetricName, ...], Field(min_length=1), BeforeValidator(list_as_tuple)
     ]
     # Of every site's release, over the most that one unit can change all metrics by.
     noise_multiplier: Annotated[float, Field(ge=0.1, le=10_000)]
     # After which rounds; the last one where nothing is said.
-    rounds: Annotated[tuple[Count, ...], BeforeValidator(_list_as_tuple)] | None = None
+    rounds: Annotated[tuple[Count, ...], BeforeValidator(list_as_tuple)] | None = None
     # A larger loss counts as this much.
     loss_cap: Positive | None = None
     # A site that declares fewer held-back units does not evaluate; it trains on all.

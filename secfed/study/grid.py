@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from secfed.study.definition import Study, load_study_dict
+from secfed.study.fields import WITHOUT_PRIVACY
 from secfed.study.kinds import KINDS
-from secfed.study.sections import WITHOUT_PRIVACY
 
 __all__ = ["CELLS", "Cell", "grid_cells", "is_grid"]
 

@@ -5,26 +5,40 @@ Rules that need two tables stand in ``secfed.study.definition``.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping
-from datetime import date
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainValidator,
     StringConstraints,
     model_validator,
 )
 
+from secfed.study.fields import (
+    WITHOUT_PRIVACY,
+    Count,
+    Decay,
+    Epsilon,
+    NotNegative,
+    Positive,
+    Rank,
+    Seed,
+    Sha256,
+    SiteName,
+    Text,
+    Texts,
+    as_day,
+    list_as_tuple,
+    none_as_missing,
+    require_unique,
+)
 from secfed.study.kinds import KINDS, REFUSED_KINDS, AdapterKind
 from secfed.study.reading import ContradictionError, Table, nearest
 
 __all__ = [
-    "BUILTIN_SOURCES",
     "METHODS",
     "MIN_SITES",
     "MIN_UNITS",
@@ -32,12 +46,9 @@ __all__ = [
     "WITHOUT_PRIVACY",
     "AdapterSection",
     "CompareSection",
-    "DataSection",
     "Dropout",
-    "HoldoutSection",
     "LedgerSection",
     "ModelSection",
-    "PartitionSection",
     "PrivacySection",
     "SecaggSection",
     "SimulationSection",
@@ -76,88 +87,11 @@ REFUSED_METHODS: Final[Mapping[str, str]] = {
 }
 """Methods that exist but cannot run under secure aggregation, and why."""
 
-BUILTIN_SOURCES: Final = ("builtin:icd10cm",)
-TSV_SUFFIXES: Final = (".tsv", ".tsv.gz")
-FILE_SUFFIXES: Final = (
-    ".csv",
-    ".csv.gz",
-    *TSV_SUFFIXES,
-    ".jsonl",
-    ".jsonl.gz",
-    ".parquet",
-)
-HUB_PREFIX: Final = "hub:"
-
-MIN_LABELS: Final = 2
-
 MIN_SITES: Final = 3
 """With two sites each reads the other's update off the sum."""
 
 MIN_UNITS: Final = 10
 """Below ten people an aggregate is about persons, not about a population."""
-
-
-def _none_as_missing(value: object) -> object:
-    # "none" is what a study that says nothing means, and equal studies have equal
-    # digests.
-    return None if value == "none" else value
-
-
-def _no_dropout(value: object) -> None:
-    if isinstance(value, bool) or value not in (None, 0):
-        raise ContradictionError(
-            "",
-            "must be 0: before every round a batch is repeated bit for bit to show "
-            "that records do not influence each other, and dropout draws anew; the "
-            "noise regularises as dropout would",
-        )
-
-
-def _list_as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-# Site names become directory names and lines of the ledger.
-SiteName = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)
-]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[float, Field(gt=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Rank = Annotated[int, Field(ge=1, le=1024)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-SiteNames = Annotated[tuple[SiteName, ...], BeforeValidator(_list_as_tuple)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_as_tuple)]
-
-
-def _epsilon(value: object) -> float | Literal["inf"]:
-    """A finite epsilon, or ``inf``: trained without privacy."""
-    if value == WITHOUT_PRIVACY:
-        return WITHOUT_PRIVACY
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
-        raise ContradictionError(
-            "", f'must be a positive number or "inf" (got {value!r:.60})'
-        )
-    return float(value)  # type: ignore[arg-type]
-
-
-WITHOUT_PRIVACY: Final = "inf"
-Epsilon = Annotated[float | Literal["inf"], PlainValidator(_epsilon)]
-
-
-def _day(text: str) -> str:
-    """A day as 2027-03-31, which sorts as time does."""
-    try:
-        found = date.fromisoformat(text).isoformat()
-    except ValueError:
-        found = ""
-    if found != text:
-        raise ContradictionError("", f"{text!r} is not a day like '2027-03-31'")
-    return text
 
 
 def check_method(key: str, name: str) -> None:
@@ -172,13 +106,14 @@ def check_method(key: str, name: str) -> None:
         )
 
 
-def _require_unique(key: str, names: tuple[object, ...]) -> None:
-    seen: set[object] = set()
-    for name in names:
-        folded = name.casefold() if isinstance(name, str) else name
-        if folded in seen:
-            raise ContradictionError(key, f"{name!r} is listed twice")
-        seen.add(folded)
+def _no_dropout(value: object) -> None:
+    if isinstance(value, bool) or value not in (None, 0):
+        raise ContradictionError(
+            "",
+            "must be 0: before every round a batch is repeated bit for bit to show "
+            "that records do not influence each other, and dropout draws anew; the "
+            "noise regularises as dropout would",
+        )
 
 
 class StudySection(Table):
@@ -189,188 +124,14 @@ class StudySection(Table):
     # Who gets the release besides the sites and the coordinator, and the last day
     # (UTC) on which a round may begin. Sites approve both with the study.
     recipients: Texts | None = None
-    expires: Annotated[str, AfterValidator(_day)] | None = None
+    expires: Annotated[str, AfterValidator(as_day)] | None = None
 
     @model_validator(mode="after")
     def _recipients(self) -> Self:
         if self.recipients is not None and not self.recipients:
             raise ContradictionError("recipients", "name somebody, or leave it out")
-        _require_unique("recipients", self.recipients or ())
+        require_unique("recipients", self.recipients or ())
         return self
-
-
-class PartitionSection(Table):
-    """``[data.partition]``: which site holds which records."""
-
-    kind: Literal["home", "dirichlet", "natural", "iid", "size"]
-    sites: SiteNames
-    alpha: NotNegative | None = None  # 0: every label is at one site only
-    home_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    home: Mapping[SiteName, Texts] | None = None
-    shares: Mapping[SiteName, Positive] | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        _require_unique("sites", self.sites)
-        self._check_shares()
-        if (self.alpha is None) == (self.kind == "dirichlet"):
-            raise ContradictionError("alpha", "belongs to kind = 'dirichlet' only")
-        for key, value in (("home_share", self.home_share), ("home", self.home)):
-            if (value is None) == (self.kind == "home"):
-                raise ContradictionError(key, "belongs to kind = 'home' only")
-        for site in self.home or ():
-            if site not in self.sites:
-                raise ContradictionError(
-                    f"home.{site}", f"not one of the sites; {nearest(site, self.sites)}"
-                )
-        labels = tuple(label for own in (self.home or {}).values() for label in own)
-        _require_unique("home", labels)
-        return self
-
-    def _check_shares(self) -> None:
-        if (self.shares is None) == (self.kind == "size"):
-            raise ContradictionError("shares", "belongs to kind = 'size' only")
-        for site in self.shares or ():
-            if site not in self.sites:
-                raise ContradictionError(
-                    f"shares.{site}",
-                    f"not one of the sites; {nearest(site, self.sites)}",
-                )
-        for site in self.sites if self.shares else ():
-            if site not in (self.shares or ()):
-                raise ContradictionError(f"shares.{site}", "this site is missing")
-
-
-class HoldoutSection(Table):
-    """``[data.holdout]``: the public test set, split off by group or in a file."""
-
-    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    # A file of its own, with the columns of data.source.
-    source: Text | None = None
-    max_records: Count | None = None
-    # A public grouping of the test set, as an age band: scores by each group.
-    subgroup_column: Text | None = None
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.fraction is None) == (self.source is None):
-            raise ContradictionError("fraction", "give either this or holdout.source")
-        return self
-
-
-class DataSection(Table):
-    """``[data]``: where records come from and what their columns mean."""
-
-    source: Text
-    # Tab-separated lines, whatever the file is called; quotes are ordinary text.
-    format: Literal["tsv"] | None = None
-    # Names for the columns of such a file that has no header.
-    columns: Texts | None = None
-    text_column: Text | None = None
-    # A second text; both are read together, as two segments.
-    text_pair_column: Text | None = None
-    label_column: Text | None = None
-    unit_column: Text | None = None
-    group_column: Text | None = None
-    site_column: Text | None = None
-    labels: Texts | None = None
-    max_records: Count | None = None
-    seed: Seed = 0
-    partition: PartitionSection
-    holdout: HoldoutSection
-
-    @property
-    def is_builtin(self) -> bool:
-        """Whether the text comes with an installed package and is public."""
-        return self.source.startswith("builtin:")
-
-    @property
-    def is_tsv(self) -> bool:
-        """Whether the source is read as tab-separated lines."""
-        return self.format == "tsv" or self.source.endswith(TSV_SUFFIXES)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.is_builtin:
-            self._check_builtin()
-        else:
-            self._check_external()
-        if (self.site_column is None) == (self.partition.kind == "natural"):
-            raise ContradictionError(
-                "site_column", "belongs to partition.kind = 'natural' only"
-            )
-        return self
-
-    def _check_builtin(self) -> None:
-        if self.source not in BUILTIN_SOURCES:
-            raise ContradictionError(
-                "source", f"unknown; {nearest(self.source, BUILTIN_SOURCES)}"
-            )
-        if self.partition.kind == "natural":
-            raise ContradictionError(
-                "partition.kind",
-                "built-in text has no sites; use home, dirichlet, iid or size",
-            )
-        for key in (
-            "format",
-            "columns",
-            "text_column",
-            "text_pair_column",
-            "label_column",
-            "unit_column",
-            "group_column",
-        ):
-            if getattr(self, key) is not None:
-                raise ContradictionError(key, "built-in text knows its own columns")
-        if self.labels is not None:
-            raise ContradictionError("labels", "built-in text knows its own labels")
-        if self.holdout.source is not None:
-            raise ContradictionError("holdout.source", "built-in text is split")
-        if self.holdout.subgroup_column is not None:
-            raise ContradictionError(
-                "holdout.subgroup_column", "built-in text has no such column"
-            )
-
-    def _check_sources(self) -> None:
-        for key, source in (
-            ("source", self.source),
-            ("holdout.source", self.holdout.source),
-        ):
-            if source is None or self.format is not None:
-                continue
-            if not source.endswith(FILE_SUFFIXES) and not source.startswith(HUB_PREFIX):
-                raise ContradictionError(
-                    key,
-                    f"name a file ({', '.join(FILE_SUFFIXES)}), "
-                    f"{HUB_PREFIX}owner/name or {BUILTIN_SOURCES[0]}",
-                )
-        if self.format is not None and self.source.startswith(HUB_PREFIX):
-            raise ContradictionError("format", "belongs to files only")
-        if self.columns is not None and not self.is_tsv:
-            raise ContradictionError("columns", "belongs to files with format = 'tsv'")
-        _require_unique("columns", self.columns or ())
-
-    def _check_external(self) -> None:
-        self._check_sources()
-        for key, other in (("label_column", "labels"), ("labels", "label_column")):
-            # Labels found in the records would themselves be released.
-            if getattr(self, key) is None and getattr(self, other) is not None:
-                raise ContradictionError(key, f"required with {other}")
-        if self.labels is None:
-            return
-        labels = self.labels
-        if len(labels) < MIN_LABELS:
-            raise ContradictionError(
-                "labels", f"at least {MIN_LABELS} labels are needed"
-            )
-        _require_unique("labels", labels)
-        for label in (
-            label for own in (self.partition.home or {}).values() for label in own
-        ):
-            if label not in labels:
-                raise ContradictionError(
-                    "partition.home", f"unknown {label!r}; {nearest(label, labels)}"
-                )
 
 
 class ModelSection(Table):
@@ -387,7 +148,7 @@ class ModelSection(Table):
     dtype: Literal["bfloat16", "float32"] = "float32"
     # How the frozen weights of the layers are kept, at all sites alike.
     quantisation: Annotated[
-        Literal["nf4", "int8"] | None, BeforeValidator(_none_as_missing)
+        Literal["nf4", "int8"] | None, BeforeValidator(none_as_missing)
     ] = None
 
     @model_validator(mode="after")
@@ -488,7 +249,7 @@ class AdapterSection(Table):
             )
         if kind.in_modules and not self.target_modules:
             raise ContradictionError("target_modules", "name at least one module")
-        _require_unique("target_modules", self.target_modules)
+        require_unique("target_modules", self.target_modules)
         for name in self.feedforward_modules:
             if name not in self.target_modules:
                 raise ContradictionError(
@@ -516,12 +277,12 @@ class TrainingSection(Table):
     plain_learning_rate: Mapping[str, Positive] | None = None
     # What the coordinator does with the mean change, and its settings.
     server_optimizer: Annotated[
-        Literal["fedavgm", "fedadam"] | None, BeforeValidator(_none_as_missing)
+        Literal["fedavgm", "fedadam"] | None, BeforeValidator(none_as_missing)
     ] = None
     server_learning_rate: Positive | None = None
     server_momentum: Decay | None = None
     server_betas: Annotated[
-        tuple[Decay, Decay] | None, BeforeValidator(_list_as_tuple)
+        tuple[Decay, Decay] | None, BeforeValidator(list_as_tuple)
     ] = None
     server_tau: Positive | None = None
 
@@ -634,12 +395,12 @@ class SimulationSection(Table):
     """``[simulation]``: rehearsed failures; a seed makes a run NOT PRIVATE."""
 
     seed: Seed | None = None
-    dropouts: Annotated[tuple[Dropout, ...], BeforeValidator(_list_as_tuple)] = ()
+    dropouts: Annotated[tuple[Dropout, ...], BeforeValidator(list_as_tuple)] = ()
 
     @model_validator(mode="after")
     def _once(self) -> Self:
         places = tuple((dropout.round, dropout.site) for dropout in self.dropouts)
-        _require_unique("dropouts", places)
+        require_unique("dropouts", places)
         return self
 
 
@@ -659,17 +420,17 @@ class CompareSection(Table):
     methods: Texts = ("ffa-lora", "fedavg")
     baselines: Annotated[
         tuple[Literal["head-only", "non-private", "pooled"], ...],
-        BeforeValidator(_list_as_tuple),
+        BeforeValidator(list_as_tuple),
     ] = ("head-only", "non-private")
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_list_as_tuple)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(list_as_tuple)] = (0,)
     # A grid: one comparison for each combination. None leaves the study's own value.
-    epsilons: Annotated[tuple[Epsilon, ...], BeforeValidator(_list_as_tuple)] | None = (
+    epsilons: Annotated[tuple[Epsilon, ...], BeforeValidator(list_as_tuple)] | None = (
         None
     )
     alphas: (
-        Annotated[tuple[NotNegative, ...], BeforeValidator(_list_as_tuple)] | None
+        Annotated[tuple[NotNegative, ...], BeforeValidator(list_as_tuple)] | None
     ) = None
-    ranks: Annotated[tuple[Rank, ...], BeforeValidator(_list_as_tuple)] | None = None
+    ranks: Annotated[tuple[Rank, ...], BeforeValidator(list_as_tuple)] | None = None
     # Every arm without noise: what a grid's epsilon "inf" makes of its cells.
     without_privacy: Literal[True] | None = None
 
@@ -684,7 +445,7 @@ class CompareSection(Table):
         for index, name in enumerate(self.methods):
             check_method(f"methods[{index + 1}]", name)
         for key in ("methods", "baselines", "seeds", "epsilons", "alphas", "ranks"):
-            _require_unique(key, getattr(self, key) or ())
+            require_unique(key, getattr(self, key) or ())
         for key in ("methods", "seeds", "epsilons", "alphas", "ranks"):
             if getattr(self, key) == ():
                 raise ContradictionError(key, "name at least one")

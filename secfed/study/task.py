@@ -9,8 +9,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import StringConstraints, model_validator
 
+from secfed.study.fields import Positive, Seed, Text
 from secfed.study.reading import ContradictionError, Table
-from secfed.study.sections import Positive, Seed, Text
 
 __all__ = ["SCORES", "PromptTemplate", "TaskSection", "normalised", "parse_prompt"]
 

@@ -6,14 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from secfed.study.fields import Sha256, Text, list_as_tuple
 from secfed.study.reading import ContradictionError, Table
-from secfed.study.sections import Sha256, Text
 
 __all__ = ["TuningRun", "TuningSection"]
-
-
-def _list_as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 class TuningRun(Table):
@@ -36,7 +32,7 @@ class TuningSection(Table):
     settings: Text | None = None
     runs: (
         Annotated[
-            tuple[TuningRun, ...], Field(min_length=1), BeforeValidator(_list_as_tuple)
+            tuple[TuningRun, ...], Field(min_length=1), BeforeValidator(list_as_tuple)
         ]
         | None
     ) = None

@@ -29,6 +29,7 @@ from secfed.runtime.envelope import Order, Sealed, sign_order
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.record import Arm
+from secfed.runtime.remote_accounts import RemoteAccounts
 from secfed.runtime.roster import make_roster, read_request, read_roster
 from secfed.runtime.setup import Prepared
 from secfed.signing import CoordinatorKey
@@ -135,6 +136,21 @@ def test_a_seed_is_refused_unless_this_is_a_rehearsal(
 
 
 # Who is away
+
+
+def test_epsilon_is_computed_while_the_sites_train(
+    cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, str]] = []
+    real = RemoteAccounts.epsilon
+
+    def seen(self: RemoteAccounts, number: int, **how: Any) -> dict[str, float]:
+        asked.append((number, cast.orders[-1][1]))
+        return real(self, number, **how)
+
+    monkeypatch.setattr(RemoteAccounts, "epsilon", seen)
+    cast.serve(tmp_path / "run")
+    assert asked[0] == (1, "shares")  # The last that they were asked: they train now.
 
 
 @pytest.mark.parametrize(

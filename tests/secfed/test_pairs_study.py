@@ -35,7 +35,7 @@ from secfed.report.tables import comparison_rows
 from secfed.runtime.compare import run_comparison
 from secfed.runtime.progress import NoProgress
 from secfed.study import Study, load_study_dict
-from secfed.study.sections import DataSection
+from secfed.study.data_sections import DataSection
 from secfed.verify import verify_run
 
 DIGEST = "0" * 64
