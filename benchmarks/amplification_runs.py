@@ -12,9 +12,9 @@ from secfed.adapters import load_adapter
 from secfed.amplification import RULES, Energy, expected_each_round
 from secfed.cli.noise_outlook import noise_outlook
 from secfed.policy import SitePolicy, load_policy
+from secfed.runtime.arms import Arm
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import prepare
 from secfed.strategies import strategy_of
 from secfed.study import Study, load_study, load_study_dict

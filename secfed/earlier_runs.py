@@ -166,11 +166,20 @@ def read_tuning_run(data: bytes, study: Study, index: int) -> EarlierRun:
 
 
 def charges_at(runs: Iterable[RunCosts], site: str) -> tuple[RunCharge, ...]:
-    """What runs spent at one site; a round that several of them name counts once."""
+    """What runs spent at one site; a round that several of them name counts once.
+
+    Raises:
+        PolicyError: They tell differently of one round.
+    """
     found: dict[tuple[str, int], RunCharge] = {}
     for costs in runs:
         for charge in costs.spent.get(site, ()):
-            found.setdefault((charge.run_id, charge.round), charge)
+            known = found.setdefault((charge.run_id, charge.round), charge)
+            if known != charge:
+                raise PolicyError(
+                    f"{site}: two ledgers tell differently what round {charge.round} "
+                    f"of {charge.run_id} cost"
+                )
     return tuple(found.values())
 
 

@@ -235,9 +235,9 @@ def policy_of(study: Study, dataset: str) -> Any:
 
 def _federated(study: Study, prepared: Prepared) -> Cell:
     """The study as it stands, masks and evidence included."""
+    from secfed.runtime.arms import Arm  # noqa: PLC0415
     from secfed.runtime.local import run_arm  # noqa: PLC0415
     from secfed.runtime.progress import NoProgress  # noqa: PLC0415
-    from secfed.runtime.record import Arm  # noqa: PLC0415
 
     dataset = study.name.removesuffix("-full")
     with tempfile.TemporaryDirectory() as name:
@@ -256,9 +256,9 @@ def _federated(study: Study, prepared: Prepared) -> Cell:
 def _in_one_place(study: Study, prepared: Prepared) -> Cell:
     """All records in one place, at the same epsilon and with as many noisy steps."""
     from secfed.report.results import POOLED  # noqa: PLC0415
+    from secfed.runtime.arms import Arm  # noqa: PLC0415
     from secfed.runtime.pooled import RULE, pooled_plan, run_pooled  # noqa: PLC0415
     from secfed.runtime.progress import NoProgress  # noqa: PLC0415
-    from secfed.runtime.record import Arm  # noqa: PLC0415
 
     arm = Arm(name=POOLED, study=study.with_method(RULE), kind=POOLED)
     with tempfile.TemporaryDirectory() as name:

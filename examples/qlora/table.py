@@ -115,9 +115,9 @@ def with_base(study: Study, base: str) -> Study:
 def train_federated(study: Study, policy: SitePolicy, prepared: Prepared) -> Adapter:
     """The study as it stands, masks and evidence included; its last adapter."""
     from secfed.adapters import load_adapter  # noqa: PLC0415
+    from secfed.runtime.arms import Arm  # noqa: PLC0415
     from secfed.runtime.local import run_arm  # noqa: PLC0415
     from secfed.runtime.progress import NoProgress  # noqa: PLC0415
-    from secfed.runtime.record import Arm  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as name:
         run = Path(name)

@@ -21,10 +21,10 @@ from secfed.errors import BudgetExceededError
 from secfed.policy import SitePolicy
 from secfed.privacy.budget import Budget
 from secfed.privacy.plan import PrivacyPlan
+from secfed.runtime.arms import Arm
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.progress import NoProgress, Progress
 from secfed.runtime.receipts import keep_receipt, read_receipts
-from secfed.runtime.record import Arm
 from secfed.runtime.rounds import play_round
 from secfed.runtime.setup import Prepared, open_budget, site_identities
 from secfed.runtime.site_training import contribute, learning_rate_of, settings_of

@@ -19,13 +19,13 @@ from secfed.report.conclusion import conclude
 from secfed.report.html import build_report
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, POOLED
 from secfed.report.tables import write_csv
+from secfed.runtime.arms import Arm
 from secfed.runtime.classes import keep_classes
 from secfed.runtime.directory import RunRecord, create_run, write_atomically
 from secfed.runtime.local import run_arm
 from secfed.runtime.partition import keep_partition
 from secfed.runtime.pooled import RULE, pooled_plan, run_pooled
 from secfed.runtime.progress import Progress
-from secfed.runtime.record import Arm
 from secfed.runtime.scores import reference_scores
 from secfed.runtime.setup import open_budget, prepare, with_seed_of
 from secfed.runtime.watching import watched

@@ -24,6 +24,7 @@ from secfed.errors import (
 from secfed.ledger import Entry
 from secfed.notes import NoteSignature
 from secfed.privacy.held_back import evaluation_run
+from secfed.runtime.arms import Arm
 from secfed.runtime.cohorts import Cohorts
 from secfed.runtime.envelope import (
     ACCEPTED,
@@ -36,7 +37,6 @@ from secfed.runtime.envelope import (
 from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.notices import Notices
 from secfed.runtime.progress import Progress
-from secfed.runtime.record import Arm
 from secfed.runtime.remote_accounts import RemoteAccounts, Task
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.scores import scores_of

@@ -26,10 +26,10 @@ from secfed.privacy.asked import plan_for
 from secfed.privacy.composed import CellPlans, composed_epsilon
 from secfed.report.grid_html import write_grid_report
 from secfed.report.results import POOLED
+from secfed.runtime.arms import Arm
 from secfed.runtime.cells import CellEvents, CellJob, Limits, Outcome, run_cells
 from secfed.runtime.compare import plan_arms
 from secfed.runtime.directory import create_run, write_atomically
-from secfed.runtime.record import Arm
 from secfed.signing import CoordinatorKey, load_or_create
 from secfed.study import Study
 from secfed.study.grid import Cell, grid_cells

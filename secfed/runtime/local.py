@@ -17,6 +17,7 @@ from secfed.ledger import Entry
 from secfed.policy import SitePolicy
 from secfed.policy import check as check_policy
 from secfed.runtime.accounts import LocalSites
+from secfed.runtime.arms import Arm
 from secfed.runtime.classes import keep_classes
 from secfed.runtime.directory import create_run
 from secfed.runtime.evaluations import (
@@ -28,7 +29,7 @@ from secfed.runtime.loop import run_rounds
 from secfed.runtime.noise import round_noise
 from secfed.runtime.partition import keep_partition
 from secfed.runtime.progress import Progress
-from secfed.runtime.record import Arm, ArmRecord
+from secfed.runtime.record import ArmRecord
 from secfed.runtime.rounds import RoundResult, play_alone, play_round
 from secfed.runtime.scores import mean_scores, scores_of
 from secfed.runtime.setup import Prepared, prepare

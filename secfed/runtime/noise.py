@@ -27,8 +27,8 @@ from secfed.amplification import (
 )
 from secfed.errors import RoundAbortedError
 from secfed.runtime.accounts import LocalSites
+from secfed.runtime.arms import Arm
 from secfed.runtime.noise_levels import FACTORS, levels_of
-from secfed.runtime.record import Arm
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.setup import Prepared
 from secfed.runtime.site_training import start_of

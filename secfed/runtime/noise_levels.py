@@ -8,7 +8,7 @@ from typing import Final
 
 from secfed.amplification import NoiseLevels, sgd_noise_std
 from secfed.privacy.plan import PrivacyPlan
-from secfed.runtime.record import Arm
+from secfed.runtime.arms import Arm
 from secfed.runtime.site_training import learning_rate_of, local_steps_of
 from secfed.strategies.base import Strategy, trained_names
 from secfed.training import LocalSteps

@@ -32,9 +32,10 @@ from secfed.privacy.asked import plan_for
 from secfed.privacy.plan import PrivacyPlan
 from secfed.report.measures import score_part
 from secfed.report.results import POOLED
+from secfed.runtime.arms import Arm
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.progress import Progress
-from secfed.runtime.record import Arm, empty_line
+from secfed.runtime.record import empty_line
 from secfed.runtime.scores import scores_of
 from secfed.runtime.setup import Prepared, random_stream
 from secfed.strategies import STRATEGIES, trained_names

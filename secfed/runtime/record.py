@@ -8,11 +8,8 @@ round counts as spent, is recorded as interrupted, and is not repeated.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,46 +37,30 @@ from secfed.entries import (
 from secfed.errors import RunDirectoryError
 from secfed.ledger import LEDGER_NAME, Entry, Ledger
 from secfed.manifest import write_manifest
-from secfed.models import PACKAGES
 from secfed.privacy import accounting
 from secfed.release import save_release
 from secfed.report.measures import score_part
-from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.runtime.accounts import Accounts, Charged
+from secfed.runtime.arms import Arm
 from secfed.runtime.cosigning import Cosigning
 from secfed.runtime.directory import append_line, read_lines, write_atomically
 from secfed.runtime.encoding import ring_bits_for
 from secfed.runtime.evaluations import EvaluationResult
 from secfed.runtime.progress import Progress
+from secfed.runtime.provenance import context_of
 from secfed.runtime.rounds import RoundResult
 from secfed.runtime.sessions import smallest_sum
 from secfed.runtime.setup import Prepared
 from secfed.signing import CoordinatorKey
-from secfed.statement import StatementContext, build_statement
+from secfed.statement import build_statement
 from secfed.strategies.base import ServerState
-from secfed.study import Study
 from secfed.teacher_ledger import TEACHER_LEDGER
 from secfed.types import Adapter, Tensors
 
-__all__ = ["Arm", "ArmRecord", "empty_line"]
+__all__ = ["ArmRecord", "empty_line"]
 
 _ROUND_KINDS = ("round", "round-interrupted")
 _EVALUATION_KINDS = ("evaluation", "evaluation-interrupted")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One line of a comparison: a study with its method, private or not."""
-
-    name: str
-    study: Study
-    kind: str = "private"  # "private", "baseline", "non-private" or "pooled"
-    seed: int = 0
-
-    @property
-    def private(self) -> bool:
-        """Whether its sites train under a plan and a budget."""
-        return self.kind not in {NON_PRIVATE, POOLED}
 
 
 class ArmRecord:
@@ -315,7 +296,9 @@ class ArmRecord:
             self.arm.study.canonical(),
             entries[1].parsed(),  # type: ignore[arg-type]
             started,  # type: ignore[arg-type]
-            self._context(),
+            context_of(
+                self.arm, self._prepared, self.accounts.earlier, self._lines()[-1]
+            ),
             evaluated,  # type: ignore[arg-type]
             [run.costs for run in self._prepared.tuning],
         )
@@ -488,40 +471,6 @@ class ArmRecord:
     def _memory(self, number: int) -> Tensors:
         path = self._memory_path(number)
         return load(path.read_bytes()) if path.is_file() else {}
-
-    def _independence(self) -> str:
-        if not self.arm.private:
-            return "not run"
-        if self.arm.study.privacy.unit == "site":
-            return "not needed: the round's update is clipped, not single gradients"
-        return "passed before the first step of every round"
-
-    def _context(self) -> StatementContext:
-        packages = ("torch", "opacus", "peft", "transformers", "dp-accounting")
-        return StatementContext(
-            self_test={"independence": self._independence()},
-            earlier_epsilon=self.accounts.earlier if self.arm.private else None,
-            provenance={
-                "secfed": secfed.__version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in packages},
-                "base model sha256": self._prepared.base.digest,
-                **self._quantised(),
-            },
-            scored=self._lines()[-1],
-        )
-
-    def _quantised(self) -> dict[str, str]:
-        """What the frozen weights became, where they are kept in few bits."""
-        base = self._prepared.base
-        if base.quantisation is None or base.rounded_digest is None:
-            return {}
-        package = PACKAGES[base.quantisation]
-        return {
-            package: version(package),
-            "base quantisation": base.quantisation,
-            "base as it multiplies sha256": base.rounded_digest,
-        }
 
 
 def _events(charges: Mapping[str, Charged]) -> dict[str, dict[str, Any]]:

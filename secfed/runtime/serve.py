@@ -14,12 +14,13 @@ from typing import Any
 from securesystemslib.signer import Signer
 
 from secfed.errors import StudyError
+from secfed.runtime.arms import Arm
 from secfed.runtime.deployed import Deadlines, RemoteSites
 from secfed.runtime.envelope import Post
 from secfed.runtime.loop import run_rounds
 from secfed.runtime.notices import Notices
 from secfed.runtime.progress import Progress
-from secfed.runtime.record import Arm, ArmRecord
+from secfed.runtime.record import ArmRecord
 from secfed.runtime.remote_accounts import RemoteAccounts
 from secfed.runtime.roster import Roster
 from secfed.runtime.setup import Prepared

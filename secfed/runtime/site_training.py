@@ -9,9 +9,9 @@ from functools import partial
 from secfed.adapters import narrowed, parted
 from secfed.client import Contribution, Site
 from secfed.report.results import HEAD_ONLY
+from secfed.runtime.arms import Arm
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.mentoring import without_mentor
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, random_stream
 from secfed.strategies.base import ServerState, SiteView, Strategy, trained_names
 from secfed.study.sections import TrainingSection

@@ -41,6 +41,7 @@ from secfed.operations import left
 from secfed.policy import SitePolicy, require_running
 from secfed.privacy.held_back import is_evaluation
 from secfed.privacy.noise import RandomStream
+from secfed.runtime.arms import Arm
 from secfed.runtime.background import Background
 from secfed.runtime.directory import write_atomically
 from secfed.runtime.earlier import charge_earlier
@@ -57,7 +58,6 @@ from secfed.runtime.kept import KeptTensors
 from secfed.runtime.ledger_watch import LedgerWatch
 from secfed.runtime.notices import approval_bytes
 from secfed.runtime.receipts import keep_receipt, read_receipts
-from secfed.runtime.record import Arm
 from secfed.runtime.roster import Roster
 from secfed.runtime.sessions import (
     RoundTerms,

@@ -22,9 +22,9 @@ from secfed.amplification import (
     closed_form_mean_of_products,
     measure_outcomes,
 )
+from secfed.runtime.arms import Arm
 from secfed.runtime.noise import SiteReplay, measure_rule, outcomes_of
 from secfed.runtime.noise_levels import levels_of
-from secfed.runtime.record import Arm
 from secfed.strategies import (
     STRATEGIES,
     ServerState,

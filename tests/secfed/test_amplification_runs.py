@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 from small import EXAMPLE, small_policy, study_values
 
 from secfed.amplification import NO_CLOSED_FORM
+from secfed.runtime.arms import Arm
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, prepare
 from secfed.study import Study, load_study_dict
 from secfed.types import LORA_B

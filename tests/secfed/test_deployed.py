@@ -25,10 +25,10 @@ from secfed.errors import (
     VerificationError,
 )
 from secfed.ledger import split_lines, verify_entries
+from secfed.runtime.arms import Arm
 from secfed.runtime.envelope import Order, Sealed, sign_order
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.remote_accounts import RemoteAccounts
 from secfed.runtime.roster import make_roster, read_request, read_roster
 from secfed.runtime.setup import Prepared

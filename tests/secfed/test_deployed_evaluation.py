@@ -22,10 +22,10 @@ from secfed.entries import EvaluationEntry, EvaluationInterruptedEntry
 from secfed.errors import RunDirectoryError, TooFewWitnessesError
 from secfed.ledger import split_lines, verify_entries
 from secfed.privacy.held_back import evaluation_run
+from secfed.runtime.arms import Arm
 from secfed.runtime.envelope import Order, sign_order
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.sessions import broadcast_of
 from secfed.runtime.setup import Prepared, prepare
 from secfed.study import Study, load_study_dict

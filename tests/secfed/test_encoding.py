@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from small import make_plan, study_values
 
 from secfed.privacy.plan import PrivacyPlan
+from secfed.runtime.arms import Arm
 from secfed.runtime.encoding import codec_for, ring_bits_for, step_size
-from secfed.runtime.record import Arm
 from secfed.runtime.site_training import learning_rate_of, settings_of
 from secfed.study import Study, load_study_dict
 from secfed.types import Adapter

@@ -21,10 +21,10 @@ from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
 from secfed.report.html import render_report
 from secfed.report.reading import read_run
+from secfed.runtime.arms import Arm
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.receipts import receipts_of_run
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, prepare
 from secfed.signing import load_or_create
 from secfed.study import Study, load_study_dict

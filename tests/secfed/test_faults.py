@@ -26,11 +26,11 @@ from secfed.canonical import file_sha256
 from secfed.entries import InterruptedEntry, RoundEntry
 from secfed.ledger import CHECKPOINT_NAME, split_lines, verify_entries
 from secfed.privacy.budget import Budget
+from secfed.runtime.arms import Arm
 from secfed.runtime.deployed import Deadlines
 from secfed.runtime.keys import read_coordinator_key
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.roster import read_roster
 from secfed.runtime.setup import Prepared
 from secfed.signing import CoordinatorKey

@@ -23,10 +23,10 @@ from secfed.client import Contribution
 from secfed.data import load_sites
 from secfed.errors import PolicyError, StudyError
 from secfed.policy import check
+from secfed.runtime.arms import Arm
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.local import run_study
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, prepare_data
 from secfed.runtime.site_training import contribute
 from secfed.strategies import strategy_of

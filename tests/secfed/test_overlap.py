@@ -15,10 +15,10 @@ from secfed.canonical import file_sha256
 from secfed.entries import InterruptedEntry, RoundEntry
 from secfed.errors import RoundAbortedError
 from secfed.ledger import split_lines, verify_entries
+from secfed.runtime.arms import Arm
 from secfed.runtime.background import Background, Job
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared
 from secfed.study import Study
 

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 from small import small_policy, study_values
 
+from secfed.runtime.arms import Arm
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared
 from secfed.study import Study, load_study_dict
 from secfed.types import LORA_A, LORA_B

@@ -28,9 +28,9 @@ from secfed.manifest import read_manifest, write_manifest
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
+from secfed.runtime.arms import Arm
 from secfed.runtime.local import run_arm, run_study
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.resume import resume_run
 from secfed.runtime.setup import Prepared
 from secfed.signing import CoordinatorKey, fingerprint, load_or_create

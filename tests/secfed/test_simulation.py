@@ -26,6 +26,7 @@ from secfed.data import StudyData
 from secfed.errors import SecfedError, StudyError, VerificationError
 from secfed.policy import SitePolicy
 from secfed.runtime import simulated
+from secfed.runtime.arms import Arm
 from secfed.runtime.background import WhenAsked
 from secfed.runtime.directory import create_run
 from secfed.runtime.envelope import Post, Sealed
@@ -33,7 +34,6 @@ from secfed.runtime.flower.client_app import Answering
 from secfed.runtime.flower.simulation import Opening, require_ray
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.resume import resume_run
 from secfed.runtime.setup import Prepared
 from secfed.runtime.simulated import run_simulation

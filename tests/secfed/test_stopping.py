@@ -15,9 +15,9 @@ from secfed.errors import PolicyError, SecfedError
 from secfed.operations import Line, OperationsLog, read_log
 from secfed.policy import SitePolicy, require_running
 from secfed.privacy.budget import Budget
+from secfed.runtime.arms import Arm
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared
 from secfed.runtime.signed_records import signed
 from secfed.runtime.watching import watched

@@ -26,12 +26,12 @@ from secfed.adapters import attach_adapter
 from secfed.client import Contribution, NoGuard, Site
 from secfed.errors import ModelError, StudyError
 from secfed.models import load_base_model
+from secfed.runtime.arms import Arm
 from secfed.runtime.compare import plan_arms
 from secfed.runtime.encoding import codec_for, step_size
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.rounds import RoundResult, play_round
 from secfed.runtime.setup import Prepared
 from secfed.runtime.site_training import contribute

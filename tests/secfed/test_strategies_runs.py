@@ -15,10 +15,10 @@ from small import EXAMPLE, small_policy, study_values
 from secfed.adapters import load_adapter
 from secfed.policy import SitePolicy
 from secfed.release import plain_lora
+from secfed.runtime.arms import Arm
 from secfed.runtime.encoding import codec_for, ring_bits_for
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, prepare
 from secfed.strategies import strategy_of, trained_names
 from secfed.study import Study, load_study_dict

@@ -175,6 +175,8 @@ def test_metrics_that_are_no_scores_fail_the_check_and_nothing_else(
     }
 
 
-def _without_utility(study: Any, plan: Any, rounds: Any, context: Any) -> Any:
-    del context
+def _without_utility(
+    study: Any, plan: Any, rounds: Any, context: Any, *more: Any
+) -> Any:
+    del context, more
     return build_statement(study, plan, rounds, StatementContext())

@@ -132,6 +132,18 @@ def test_every_round_of_every_run_counts_and_no_round_twice(
     assert again == TuningEntry(costs=runs[0])
 
 
+def test_a_cheaper_ledger_of_the_same_run_hides_nothing(ledgers: list[Path]) -> None:
+    (true, other) = read(ledgers)
+    small = accounting.event_to_json(accounting.sampled_gaussian(0.01, 9.0, 2))
+    cheap = {
+        site: tuple(c.model_copy(update={"event": small}) for c in own)
+        for site, own in true.spent.items()
+    }
+    forged = true.model_copy(update={"spent": cheap})
+    with pytest.raises(PolicyError, match="two ledgers tell differently"):
+        charges_at([forged, other, true], "north")
+
+
 def test_scores_that_were_looked_at_count(tmp_path: Path) -> None:
     path = sweep(tmp_path / "one", FIRST)
     with Ledger(path, evidence.KEY) as ledger:

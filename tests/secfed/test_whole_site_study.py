@@ -42,12 +42,12 @@ from secfed.privacy.plan import Unit
 from secfed.report.plain import describe_protection
 from secfed.report.reading import read_run
 from secfed.runtime.accounts import earlier_epsilon
+from secfed.runtime.arms import Arm
 from secfed.runtime.encoding import codec_for, ring_bits_for
 from secfed.runtime.kept import KeptTensors
 from secfed.runtime.local import run_arm
 from secfed.runtime.progress import NoProgress
 from secfed.runtime.receipts import reconcile
-from secfed.runtime.record import Arm
 from secfed.runtime.setup import Prepared, plan_sites
 from secfed.runtime.site_training import contribute
 from secfed.statement import StatementContext, build_statement
