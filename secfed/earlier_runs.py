@@ -33,6 +33,7 @@ from secfed.privacy import accounting
 from secfed.privacy.accounting import DpEvent
 from secfed.privacy.held_back import evaluation_run
 from secfed.privacy.plan import PrivacyPlan
+from secfed.signing import fingerprint, format_fingerprint
 from secfed.study import Study
 
 __all__ = [
@@ -61,6 +62,14 @@ class EarlierRun:
 
     data: bytes
     costs: RunCosts
+
+    @property
+    def signed(self) -> str:
+        """Who signed its ledger, and whether the run came to its end, for people."""
+        key = signer_of(split_lines(self.data))
+        ended = isinstance(read_bodies(self.data)[-1], ReleaseEntry)
+        who = format_fingerprint(fingerprint(key))[:19]
+        return f"signed by {who}" + ", not finished" * (not ended)
 
 
 @dataclass(frozen=True)

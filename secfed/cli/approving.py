@@ -189,7 +189,7 @@ def _summary(here: AtSite, exceptions: tuple[str, ...], days: int | None) -> Sum
         verdicts=found if plans else (*found, _unplanned()),
         since=known.approved_at if known else None,
         changes=differences(known.manifest, here.manifest) if known else (),
-        warnings=warnings_of(study, outlays, own, known is not None),
+        warnings=warnings_of(study, outlays, own, known is not None, here.tuned_by()),
         exceptions=exceptions,
         expires_at=_end(here, days),
     )

@@ -79,6 +79,17 @@ class AtSite:
             except PlanError:
                 return {}
 
+    def tuned_by(self) -> dict[str, str]:
+        """The runs by which the settings were chosen, and who signed each."""
+        from secfed.runtime.earlier import open_tuning  # noqa: PLC0415
+
+        study = self.manifest.study
+        found = open_tuning(study, self.base_dir)
+        return {
+            run.ledger: earlier.signed
+            for run, earlier in zip(study.tuning_runs, found, strict=True)
+        }
+
     def outlays(
         self, data: StudyData, plans: Mapping[str, PrivacyPlan]
     ) -> dict[str, Outlay]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from secfed.cli.output import print_json
+from secfed.cli.output import print_json, tell
 from secfed.errors import RunDirectoryError
 
 if TYPE_CHECKING:
@@ -42,31 +42,50 @@ def tuning(
     """Show what runs cost that were looked at, and print the table that names them.
 
     A step size that was chosen by its score on private records depends on them. Put the
-    table into the study: what those runs spent is then recorded, composed with the
-    study's own cost, and charged where it is not yet. Name every run that was looked
-    at, the bad ones too. A run without privacy is refused: nothing bounds what it says.
+    table into the study, in the place of a [tuning] that it has: what those runs spent
+    is then recorded, composed with the study's own cost, and charged where it is not
+    yet. Name every run that was looked at, the bad ones too. A run without privacy is
+    refused: nothing bounds what it says.
 
-    Example: secfed tuning study.toml runs/sweep-1 runs/sweep-2 >> study.toml
+    Example: secfed tuning study.toml runs/sweep-1 runs/sweep-2
     """
     from secfed.canonical import file_sha256  # noqa: PLC0415
-    from secfed.earlier_runs import costs_of  # noqa: PLC0415
-    from secfed.study import load_study  # noqa: PLC0415
+    from secfed.earlier_runs import EarlierRun, costs_of  # noqa: PLC0415
 
-    asked = load_study(study)
+    asked, replaces = _without_tuning(study)
     found = {path: file_sha256(path) for run in runs for path in ledgers_of(run)}
-    costs = [
-        costs_of(path.read_bytes(), asked, f"{path}: ", evaluations=True)
-        for path in found
+    read = {path: path.read_bytes() for path in found}
+    earlier = [
+        EarlierRun(data, costs_of(data, asked, f"{path}: ", evaluations=True))
+        for path, data in read.items()
     ]
     pinned = [
         {"ledger": _relative(path, study.resolve().parent), "sha256": digest}
         for path, digest in found.items()
     ]
-    sites = _sites(costs, asked)
+    sites = _sites([run.costs for run in earlier], asked)
     if as_json:
         print_json({"tuning": {"data": "private", "runs": pinned}, "sites": sites})
-        return
-    typer.echo(_table(pinned, sites, asked.privacy.delta))
+    else:
+        signed = [run.signed for run in earlier]
+        typer.echo(_table(pinned, signed, sites, asked.privacy.delta))
+    if strangers := sorted(sites.keys() - set(asked.sites)):
+        tell(
+            f"no sites of this study: {', '.join(strangers)}. What was spent there is "
+            "composed with nobody here; a site that had another name then is not known"
+        )
+    if replaces:
+        tell(f"{study} has a [tuning] already; put this table in its place")
+
+
+def _without_tuning(path: Path) -> tuple[Study, bool]:
+    """The study as it is but for its ``[tuning]``, and whether it has one."""
+    from secfed.study import load_study_dict  # noqa: PLC0415
+    from secfed.study.reading import read_toml  # noqa: PLC0415
+
+    values = read_toml(path)
+    had = values.pop("tuning", None) is not None
+    return load_study_dict(values, path), had
 
 
 def ledgers_of(run: Path) -> Iterator[Path]:
@@ -78,14 +97,19 @@ def ledgers_of(run: Path) -> Iterator[Path]:
     if run.is_file():
         yield run
         return
-    found = [
-        path
-        for path in sorted(run.rglob(_LEDGER))
-        if not _COPIES & set(path.relative_to(run).parts)
-    ]
+    found = [path for path in sorted(run.rglob(_LEDGER)) if not _is_copy(path, run)]
     if not found:
         raise RunDirectoryError(f"{run}: no run directory; no {_LEDGER} is in it")
     yield from found
+
+
+def _is_copy(ledger: Path, run: Path) -> bool:
+    """Whether it is what a run keeps of another's ledger, or of its own."""
+    return any(
+        folder.name in _COPIES and (folder.parent / "study.json").exists()
+        for folder in ledger.parents
+        if folder.is_relative_to(run) and folder != run
+    )
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -109,7 +133,10 @@ def _sites(costs: list[RunCosts], study: Study) -> dict[str, dict[str, Any]]:
 
 
 def _table(
-    pinned: list[dict[str, str]], sites: dict[str, dict[str, Any]], delta: float
+    pinned: list[dict[str, str]],
+    signed: list[str],
+    sites: dict[str, dict[str, Any]],
+    delta: float,
 ) -> str:
     """The table of the study file; what the runs cost stands in it as comments."""
     spent = [
@@ -117,10 +144,10 @@ def _table(
         for site, own in sites.items()
     ]
     listed = [
-        "\n[[tuning.runs]]"
+        f"\n# {who}\n[[tuning.runs]]"
         f"\nledger = {json.dumps(run['ledger'], ensure_ascii=False)}"
         f'\nsha256 = "{run["sha256"]}"'
-        for run in pinned
+        for run, who in zip(pinned, signed, strict=True)
     ]
     head = f"\n# Epsilon that these runs spent together, at delta {delta:g}:"
     return "\n".join([head, *spent, "[tuning]", 'data = "private"', *listed])

@@ -12,6 +12,7 @@ from secfed.gate.attack import AttackReport
 from secfed.gate.documents import CardFacts
 from secfed.report.measures import score_part
 from secfed.statement import UNKNOWN, promised
+from secfed.statement.tuning import TUNED_ON
 
 __all__ = ["Facts"]
 
@@ -56,6 +57,8 @@ class Facts:
 
     def epsilon(self) -> float | None:
         """Of the worst site, with the runs that the study names; None: no promise."""
+        if self.statement["guarantee"]["delta"] is None:
+            return None
         held = [own["epsilon"] for own in promised(self.statement).values()]
         return max((e for e in held if e is not None), default=None)
 
@@ -64,10 +67,10 @@ class Facts:
         said = self.statement["composition"]["tuning"]
         if said == UNKNOWN:
             return UNKNOWN
-        what = f"{said.get('settings', 'settings')}: {said['note']}"
+        what = f"{said.get('settings', 'all settings')}: {TUNED_ON[said['data']]}"
         if "sites" not in said:
             return what
-        worst = max(own["epsilon"] for own in said["sites"].values())
+        worst = max((own["epsilon"] for own in said["sites"].values()), default=0.0)
         return f"{what} ({len(said['ledgers'])} runs, epsilon at most {worst:.4g})"
 
     def stated(self) -> JsonObject:

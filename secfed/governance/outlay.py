@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from secfed.privacy import accounting
 from secfed.privacy.accounting import DpEvent
 from secfed.privacy.budget import Account, Budget, alarm_of, group_of, percent_of
 from secfed.privacy.held_back import evaluation_events
+from secfed.privacy.not_held import not_held
 from secfed.privacy.plan import PrivacyPlan, Unit
 from secfed.study import Study
 
@@ -112,20 +113,18 @@ def outlay(
         named: What the runs spent at this site that the study names.
 
     Raises:
-        PolicyError: The population is kept in another unit.
+        PolicyError: The population is kept in another unit, or a ledger tells less of
+            an earlier run than the budget.
         BudgetFileError: The file is damaged.
     """
     cap = policy.max_records_per_person
-    account = None if path is None else held_account(path, policy.population)
+    accounts = () if path is None else _accounts(path)
+    account = _named(accounts, policy.population)
     kept = account.population.unit if account else "person" if cap else unit
     group = group_of(policy.population, kept, unit, cap)
     charges = () if account is None else account.charges
-    held = {(charge.run_id, charge.round) for charge in charges}
-    due = [
-        accounting.event_from_json(charge.event)
-        for charge in named
-        if (charge.run_id, charge.round) not in held
-    ]
+    missing = not_held(accounts, named)
+    due = [accounting.event_from_json(charge.event) for charge in missing]
     own, added = (
         [accounting.group_event(event, group) for event in of] for of in (events, due)
     )
@@ -171,10 +170,15 @@ def held_account(path: Path, population: str) -> Account | None:
     Raises:
         BudgetFileError: They are damaged.
     """
+    return _named(_accounts(path), population)
+
+
+def _accounts(path: Path) -> tuple[Account, ...]:
     journal = path.with_name(f"{path.name}.log")
     if not path.exists() and not journal.exists():
-        return None
-    for account in Budget.read(path):
-        if account.population.name == population:
-            return account
-    return None
+        return ()
+    return Budget.read(path)
+
+
+def _named(accounts: Iterable[Account], population: str) -> Account | None:
+    return next((a for a in accounts if a.population.name == population), None)

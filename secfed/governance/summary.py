@@ -174,6 +174,7 @@ def warnings_of(
     outlays: Mapping[str, Outlay],
     nominal_units: Mapping[str, int],
     compared: bool,  # noqa: FBT001 - whether an earlier version was approved
+    named: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
     """What a policy allows and an operator should think about.
 
@@ -182,6 +183,7 @@ def warnings_of(
         outlays: Of the sites that are held here.
         nominal_units: Declared sizes of these sites.
         compared: Whether an earlier version was approved here.
+        named: The earlier runs that the study names and, in words, who signed each.
     """
     privacy = study.privacy
     least = min(nominal_units.values(), default=1)
@@ -212,7 +214,12 @@ def warnings_of(
         for site, outlay in outlays.items()
         if outlay.alarm
     )
-    return alarms + tuple(text for text, holds in said.items() if holds)
+    runs = tuple(
+        f"its settings were chosen by {run}, {signed}; if another site's name was "
+        "yours then, that is not counted"
+        for run, signed in (named or {}).items()
+    )
+    return alarms + tuple(text for text, holds in said.items() if holds) + runs
 
 
 def _outlay_line(site: str, outlay: Outlay) -> str:

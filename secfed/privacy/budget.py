@@ -22,7 +22,14 @@ from typing import Final, get_args
 from secfed.errors import BudgetExceededError, PolicyError
 from secfed.privacy import accounting
 from secfed.privacy.accounting import DpEvent
-from secfed.privacy.chain import Charge, Population, Receipt, State, fresh_nonce
+from secfed.privacy.chain import (
+    Charge,
+    Link,
+    Population,
+    Receipt,
+    State,
+    fresh_nonce,
+)
 from secfed.privacy.journal import BudgetFileError
 from secfed.privacy.plan import Unit
 from secfed.privacy.store import BudgetStore, Writer
@@ -35,6 +42,7 @@ __all__ = [
     "Charge",
     "Population",
     "Receipt",
+    "Spent",
     "alarm_of",
     "group_of",
     "percent_of",
@@ -42,6 +50,16 @@ __all__ = [
 
 ALARMS: Final = (50, 80, 100)
 """Percent of a limit at which ``Account.alarm`` changes."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One round of a run, and what it ran, for the study's unit."""
+
+    study_digest: str
+    run_id: str
+    round: int
+    event: DpEvent
 
 
 @dataclass(frozen=True)
@@ -254,7 +272,7 @@ class Budget:
             PlanError: The event is not one that the accountant knows, or is sampled
                 where the study's unit is the site.
         """
-        encoded = accounting.event_to_json(event)
+        spent = Spent(study_digest, run_id, round_number, event)
         cost = self._cost(event)
         known_heads = tuple(known_heads)
         with self._store.transaction() as writer:
@@ -266,22 +284,43 @@ class Budget:
                         f"{self.site}: round {round_number} of run {run_id} was "
                         "reserved before; it counts as spent and is not repeated"
                     )
-            self._require(account, cost)
-            link = writer.append(
-                {
-                    "kind": "reserve",
-                    "population": account.population.name,
-                    "study_digest": study_digest,
-                    "run_id": run_id,
-                    "round": round_number,
-                    "event": encoded,
-                    "group": self._group,
-                    "unit": self._unit,
-                    "at": _now(),
-                    "nonce": fresh_nonce(),
-                }
-            )
-        return link.sequence
+            self._require(account, [cost])
+            return self._reserve(writer, account, spent).sequence
+
+    def _reserve(self, writer: Writer, account: Account, spent: Spent) -> Link:
+        return writer.append(
+            {
+                "kind": "reserve",
+                "population": account.population.name,
+                "study_digest": spent.study_digest,
+                "run_id": spent.run_id,
+                "round": spent.round,
+                "event": accounting.event_to_json(spent.event),
+                "group": self._group,
+                "unit": self._unit,
+                "at": _now(),
+                "nonce": fresh_nonce(),
+            }
+        )
+
+    def add_spent(self, charges: Sequence[Spent]) -> None:
+        """Pay for what is over: all of it, or nothing.
+
+        Args:
+            charges: What ran, for the study's unit, and is not held yet.
+
+        Raises:
+            BudgetExceededError: All together do not fit.
+            BudgetFileError: The file is damaged or an older copy of itself.
+        """
+        with self._store.transaction() as writer:
+            account = self._opened(writer.state)
+            self._require(account, [self._cost(spent.event) for spent in charges])
+            for spent in charges:
+                link = self._reserve(writer, account, spent)
+                writer.append(
+                    {"kind": "spend", "reservation": link.sequence, "at": _now()}
+                )
 
     def spend(self, reservation: int) -> None:
         """Record that a reserved round was sent; costs nothing more.
@@ -365,12 +404,12 @@ class Budget:
             return accounting.replaced_event(event)
         return accounting.group_event(event, self._group)
 
-    def _require(self, account: Account, cost: DpEvent) -> None:
+    def _require(self, account: Account, costs: Sequence[DpEvent]) -> None:
         held = account.population
         before = [charge.cost for charge in account.charges]
-        if accounting.fits([*before, cost], held.delta, held.max_epsilon):
+        if accounting.fits([*before, *costs], held.delta, held.max_epsilon):
             return
-        after = accounting.epsilon([*before, cost], held.delta)
+        after = accounting.epsilon([*before, *costs], held.delta)
         raise BudgetExceededError(
             self.site,
             f"population {held.name!r} has spent epsilon "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secfed.report import whole_site
-from secfed.report.reading import RunRecord, below
+from secfed.report.reading import RunRecord, below, promises
 from secfed.report.results import NON_PRIVATE, POOLED
 from secfed.report.tables import UNKNOWN, round_up
 
@@ -56,12 +56,13 @@ def describe_protection(record: RunRecord) -> Protection:
             "NOT PRIVATE: nothing in this run was trained with differential privacy."
         )
     else:
-        worst = max(arm.epsilon_max or 0.0 for arm in private)
+        worst = _worst(record)
         headline = (
             whole_site.headline(record, place, worst)
             if unit == "site"
             else f"Each single {unit} in the training data of {place} is protected "
-            f"with epsilon at most {round_up(worst)} in each private arm."
+            f"with epsilon at most {round_up(worst)} in each private arm"
+            f"{_with_named_runs(record)}."
         )
     return Protection(
         headline=headline,
@@ -215,7 +216,7 @@ def _strength(record: RunRecord) -> str:
         return f"{UNKNOWN}: no arm has an epsilon."
     delta = _delta(record)
     shown = UNKNOWN if delta is None else f"{delta:g}"
-    worst = max(arm.epsilon_max or 0.0 for arm in arms)
+    worst = _worst(record)
     spent = [b.spent for b in record.comparison.budget if b.spent is not None]
     total = (
         " All arms of this run together have cost the worst site "
@@ -227,6 +228,20 @@ def _strength(record: RunRecord) -> str:
         f"Epsilon {round_up(worst)} at delta {shown} for the worst site in one arm: "
         f"{_grade(worst)}.{_of_a_person(record)}{total}"
     )
+
+
+def _worst(record: RunRecord) -> float:
+    """Epsilon of the worst site in one arm, with the runs that the study names."""
+    told = [below(own, "epsilon") for own in promises(record)]
+    own = [arm.epsilon_max or 0.0 for arm in record.comparison.arms if arm.is_private]
+    return max([*own, *(float(e) for e in told if isinstance(e, int | float))])
+
+
+def _with_named_runs(record: RunRecord) -> str:
+    sites = (s.get("sites") for s in record.statements.values())
+    told = (own for held in sites if isinstance(held, Mapping) for own in held.values())
+    named = any(below(own, "with_named_runs") for own in told)
+    return ", the earlier runs that the study names included" if named else ""
 
 
 def _of_a_person(record: RunRecord) -> str:
@@ -317,14 +332,12 @@ def _delta(record: RunRecord) -> float | None:
 def _stated_rate(record: RunRecord) -> float | None:
     """The worst stated true-positive rate at 1 % false positives."""
     rates = []
-    for statement in record.statements.values():
-        sections = statement.get("sites")
-        for section in sections.values() if isinstance(sections, Mapping) else ():
-            # Of a person, where the unit is the site: the larger of the two.
-            told = below(section, "of_a_person") or section
-            rate = below(below(told, "attack_rates"), _RATE)
-            if isinstance(rate, int | float):
-                rates.append(float(rate))
+    for own in promises(record):
+        # Of a person, where the unit is the site: the larger of the two.
+        told = below(own, "of_a_person") or own
+        rate = below(below(told, "attack_rates"), _RATE)
+        if isinstance(rate, int | float):
+            rates.append(float(rate))
     return max(rates, default=None)
 
 

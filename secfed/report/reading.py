@@ -14,7 +14,7 @@ from secfed.report.measures import score_part
 from secfed.report.results import HEAD_ONLY, NON_PRIVATE, Comparison, Source
 from secfed.signing import fingerprint
 
-__all__ = ["RunRecord", "below", "inside", "read_object", "read_run"]
+__all__ = ["RunRecord", "below", "inside", "promises", "read_object", "read_run"]
 
 _COMPARISON = "comparison.json"
 _METRICS = "metrics.jsonl"
@@ -56,6 +56,17 @@ class RunRecord:
 def below(value: object, key: str) -> object:
     """A value one level down, None where there is no such level."""
     return value.get(key) if isinstance(value, Mapping) else None
+
+
+def promises(record: RunRecord) -> list[object]:
+    """What the statements promise each site's people, with the runs that are named."""
+    found: list[object] = []
+    for statement in record.statements.values():
+        elsewhere = below(statement.get("composition"), "elsewhere")
+        for held in (statement.get("sites"), elsewhere):
+            if isinstance(held, Mapping):
+                found += [below(own, "with_named_runs") or own for own in held.values()]
+    return found
 
 
 def read_run(directory: str | Path) -> RunRecord:

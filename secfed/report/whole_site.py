@@ -6,9 +6,7 @@ less: a change of their records can replace the whole update. Both are always sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from secfed.report.reading import RunRecord, below
+from secfed.report.reading import RunRecord, below, promises
 from secfed.report.tables import UNKNOWN, round_up
 
 __all__ = ["beside_epsilon", "epsilon_of_a_person", "headline", "is_the_unit", "whom"]
@@ -21,14 +19,8 @@ def is_the_unit(record: RunRecord) -> bool:
 
 def epsilon_of_a_person(record: RunRecord) -> float | None:
     """The worst stated epsilon of a person at one site."""
-    found = []
-    for statement in record.statements.values():
-        sections = statement.get("sites")
-        for section in sections.values() if isinstance(sections, Mapping) else ():
-            value = below(below(section, "of_a_person"), "epsilon")
-            if isinstance(value, int | float):
-                found.append(float(value))
-    return max(found, default=None)
+    told = (below(below(own, "of_a_person"), "epsilon") for own in promises(record))
+    return max((float(e) for e in told if isinstance(e, int | float)), default=None)
 
 
 def headline(record: RunRecord, place: str, worst: float) -> str:

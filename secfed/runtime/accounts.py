@@ -135,7 +135,9 @@ class LocalSites:
             for name in self.sites
         }
         for name, budget in self.budgets.items():
-            charge_earlier(budget, prepared.named_runs.all, name)
+            charge_earlier(
+                budget, prepared.named_runs.all, name, self._own_events(name)
+            )
         own = private_dir / "sites"
         self.kept = {
             name: KeptTensors(own / name / "kept" / arm) for name in self.sites
@@ -173,8 +175,7 @@ class LocalSites:
             BudgetExceededError: Nothing was spent.
         """
         for name, budget in self.budgets.items():
-            training = [self.plans[name].round_event()] * rounds
-            if not budget.can_afford([*training, *self._evaluations(name)]):
+            if not budget.can_afford(self._own_events(name, rounds)):
                 raise BudgetExceededError(
                     name,
                     f"the study's {rounds} rounds do not fit the budget: epsilon "
@@ -223,8 +224,13 @@ class LocalSites:
             if any((r.run_id, r.round) == (asked, number) for r in rounds)
         }
 
-    def _evaluations(self, site: str) -> list[accounting.DpEvent]:
-        return evaluation_events(self._study, self.plans[site].nominal_units)
+    def _own_events(
+        self, site: str, rounds: int | None = None
+    ) -> list[accounting.DpEvent]:
+        """What the study runs at a site: its rounds, all of them or so many."""
+        plan = self.plans[site]
+        training = [plan.round_event()] * (plan.rounds if rounds is None else rounds)
+        return [*training, *evaluation_events(self._study, plan.nominal_units)]
 
     def _receipts(self, site: str) -> set[str]:
         return {receipt.head for receipt in read_receipts(self._private, site)}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from secfed.earlier_runs import EarlierRun, NamedRuns, charges_at, read_tuning_run
 from secfed.entries import RunCosts
-from secfed.errors import ModelError
+from secfed.errors import BudgetExceededError, ModelError
 from secfed.ledger import LEDGER_NAME
 from secfed.privacy import accounting
-from secfed.privacy.budget import Budget
+from secfed.privacy.accounting import DpEvent
+from secfed.privacy.budget import Budget, Spent
+from secfed.privacy.not_held import not_held
 from secfed.study import Study
 from secfed.teacher_ledger import read_teacher_run
 
@@ -49,27 +51,41 @@ def read_named(study: Study, base_dir: Path) -> NamedRuns:
     return NamedRuns(taught, tuple(run.costs for run in runs))
 
 
-def charge_earlier(budget: Budget, runs: Iterable[RunCosts], site: str) -> None:
-    """Let a site's budget hold what earlier runs spent there.
+def charge_earlier(
+    budget: Budget, runs: Iterable[RunCosts], site: str, own: Sequence[DpEvent] = ()
+) -> None:
+    """Let a site's budget hold what earlier runs spent there: all of it, or nothing.
 
     What the budget holds already, because those runs trained on its records, is not
     charged again; what it does not, as in a rehearsal, is added as spent.
 
+    Args:
+        budget: Of the site, with its population open.
+        runs: What earlier runs spent.
+        site: The site's name, there as here.
+        own: What the study will run itself; it has to fit beside them.
+
     Raises:
-        BudgetExceededError: All together do not fit.
+        BudgetExceededError: All together do not fit; nothing was spent.
+        PolicyError: A ledger tells less than the budget knows itself.
     """
     charges = charges_at(runs, site)
     if not charges:
         return
-    accounts = Budget.read(budget.path)
-    held = {(c.run_id, c.round) for account in accounts for c in account.charges}
-    for charge in charges:
-        if (charge.run_id, charge.round) not in held:
-            event = accounting.event_from_json(charge.event)
-            reservation = budget.reserve(
-                charge.study_digest, charge.run_id, charge.round, event
-            )
-            budget.spend(reservation)
+    due = [
+        Spent(c.study_digest, c.run_id, c.round, accounting.event_from_json(c.event))
+        for c in not_held(Budget.read(budget.path), charges)
+    ]
+    if not due:
+        return
+    if not budget.can_afford([*(spent.event for spent in due), *own]):
+        raise BudgetExceededError(
+            site,
+            f"the study and the {len(due)} earlier rounds that it names and this "
+            "budget does not hold yet do not fit; nothing was spent. Raise "
+            "max_epsilon in site.toml if the site agrees, or lower the study's epsilon",
+        )
+    budget.add_spent(due)
 
 
 def read_evidence(path: Path) -> bytes:

@@ -37,6 +37,7 @@ from secfed.errors import (
     VerificationError,
 )
 from secfed.governance import SiteApprovals
+from secfed.governance.outlay import events_of
 from secfed.operations import left
 from secfed.policy import SitePolicy, require_running
 from secfed.privacy.held_back import is_evaluation
@@ -147,7 +148,12 @@ class SiteWorker:
             study, policy, state_dir, name, prepared.fingerprints[name]
         )
         named_runs = prepared.named_runs
-        charge_earlier(self._budget, named_runs.all, name)
+        charge_earlier(
+            self._budget,
+            named_runs.all,
+            name,
+            events_of(study, prepared.plans[name]),
+        )
         self._watch = LedgerWatch(
             study,
             roster.coordinator_key,

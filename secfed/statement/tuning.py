@@ -9,17 +9,22 @@ from secfed.earlier_runs import events_at
 from secfed.entries import JsonObject, RunCosts
 from secfed.errors import PlanError
 
-__all__ = ["tuning_section"]
+__all__ = ["TUNED_ON", "tuning_section"]
 
-_NOTES: Final[Mapping[str, str]] = {
+TUNED_ON: Final[Mapping[str, str]] = {
     "none": "no data was looked at to choose the settings, by declaration",
     "public": "only public records were looked at to choose the settings, by "
     "declaration",
-    "private": "the settings depend on the records of these runs. What they spent of "
-    "the same site is composed with this run under sites.<site>.with_named_runs and in "
-    "across_sites. That no other run was looked at is the study's word; a site's "
-    "budget holds whatever ran on its records",
+    "private": "the settings depend on the private records of earlier runs",
 }
+"""What ``[tuning] data`` means."""
+
+_COMPOSED: Final = (
+    ". What they spent at a site of the same name is composed with this run under "
+    "sites.<site>.with_named_runs and in across_sites. Whose ledgers they are, that "
+    "they are whole, and that no other run was looked at, is the study's word, but for "
+    "sites whose own budgets hold what ran on their records"
+)
 
 
 def tuning_section(
@@ -45,7 +50,8 @@ def tuning_section(
         raise PlanError("the ledger does not tell of the runs that [tuning] pins")
     if section is None:
         return None
-    said: JsonObject = {"data": section["data"], "note": _NOTES[section["data"]]}
+    note = TUNED_ON[section["data"]] + _COMPOSED * bool(runs)
+    said: JsonObject = {"data": section["data"], "note": note}
     if section.get("settings") is not None:
         said["settings"] = section["settings"]
     if not runs:

@@ -180,6 +180,12 @@ class Study(Table):
     def _check_compare(self) -> None:
         if self.compare is None:
             return
+        if self.compare.is_grid and self.tuning_runs:
+            raise ContradictionError(
+                "tuning.runs",
+                "a grid is a search itself; name these runs and the grid's own in the "
+                "study that follows it",
+            )
         for method in self.compare.methods:
             _below("training", self.training.require_learning_rate, method)
         if self.compare.alphas is not None and self.data.partition.kind != "dirichlet":

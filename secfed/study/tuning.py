@@ -43,7 +43,7 @@ class TuningSection(Table):
             raise ContradictionError(
                 "runs",
                 "name every run that was looked at, so that what they spent counts: "
-                "`secfed tuning RUN` prints the table",
+                "`secfed tuning STUDY RUN...` prints the table",
             )
         if self.data != "private" and self.runs is not None:
             raise ContradictionError(

@@ -7,8 +7,10 @@ the claim does not follow from the ledger.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+import secfed
 from secfed.canonical import parse_json
 from secfed.codec import WIDE_RING_BITS
 from secfed.earlier_runs import read_tuning_run, tuning_ledger
@@ -34,6 +36,10 @@ __all__ = [
     "difference",
     "read_metrics",
 ]
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_ROUNDED = 1e-3
+"""A figure in a sentence has four digits; the last one may differ."""
 
 _RELATIVE_TOLERANCE = 1e-4
 """Room for another processor's floating point; a claim is not off by so little."""
@@ -157,11 +163,16 @@ def check_tuning(bundle: Bundle, story: Story, study: Study) -> str:
     if section.data != "private":
         what = "no" if section.data == "none" else "public"
         return f"{what} data was looked at, by the study's declaration"
+    signers = []
     for index, said in enumerate(story.tuning):
-        data = bundle.read(tuning_ledger(index))
-        if said != read_tuning_run(data, study, index).costs:
+        found = read_tuning_run(bundle.read(tuning_ledger(index)), study, index)
+        if said != found.costs:
             raise LedgerError(index + 2, "not what the tuning run's own ledger says")
-    return f"what {len(story.tuning)} runs spent is that of their own ledgers"
+        signers.append(found.signed)
+    return (
+        f"what {len(signers)} runs spent is that of their own ledgers, "
+        f"{'; '.join(dict.fromkeys(signers))}"
+    )
 
 
 def check_adapters(story: Story, manifest: Manifest) -> str:
@@ -264,9 +275,31 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
                 f"statement.json: {name}{where} does not follow from the "
                 + ("metrics" if name == "utility" else "ledger")
             )
-    if str(statement["headline"]).startswith("NOT PRIVATE") == again["private"]:
+    if not _same_words(statement, again):
         raise VerificationError("statement.json: the headline contradicts the ledger")
     return f"its numbers follow from the ledger: {again['headline']}"
+
+
+def _same_words(statement: Any, again: Any) -> bool:
+    """Whether people read what was computed: the same figures, in the same sentence.
+
+    Another version of secfed may use other words; never other figures.
+    """
+    said, own = str(statement["headline"]), str(again["headline"])
+    figures = [list(map(float, _NUMBER.findall(text))) for text in (said, own)]
+    same = len(figures[0]) == len(figures[1]) and all(
+        math.isclose(one, other, rel_tol=_ROUNDED)
+        for one, other in zip(*figures, strict=True)
+    )
+    if said.startswith("NOT PRIVATE") == again["private"] or not same:
+        return False
+    provenance = statement["provenance"]
+    made_by = provenance.get("secfed") if isinstance(provenance, dict) else None
+    if made_by not in (None, secfed.__version__):
+        return True
+    chosen = [one["composition"]["tuning"] for one in (statement, again)]
+    notes = [one["note"] if isinstance(one, dict) else one for one in chosen]
+    return _NUMBER.sub("0", said) == _NUMBER.sub("0", own) and notes[0] == notes[1]
 
 
 def _facts(tuning: Any) -> Any:

@@ -15,7 +15,7 @@ __all__ = ["ARMS", "check_arms", "check_comparison"]
 
 ARMS = "arms"
 
-_SHARED = ("task", "data", "model", "privacy", "secagg")
+_SHARED = ("task", "data", "model", "privacy", "secagg", "distillation", "tuning")
 """The tables of a study that all arms share, so that they can be compared."""
 
 

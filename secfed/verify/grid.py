@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from secfed.canonical import parse_json, sha256_hex
@@ -17,6 +18,8 @@ from secfed.verify.claims import difference
 from secfed.verify.files import Bundle
 
 __all__ = ["CELLS", "check_cells", "check_composed", "check_grid", "grid_epsilon"]
+
+_ARM_LEDGER = f"{CELLS}/*/arms/*/ledger.jsonl"
 
 _METHODS_OWN = ("method",)
 """What arms may differ in, of ``[training]``."""
@@ -83,10 +86,12 @@ def _check_alike(bundle: Bundle, cell: Cell, arms: Sequence[Mapping[str, Any]]) 
         own = bundle.json(name)
         seed = cell.study.adapter.seed + arm["seed"]
         wanted = {
+            "distillation": tables.get("distillation"),
             "training": _without(tables["training"], _METHODS_OWN),
             "adapter": {**tables["adapter"], "seed": seed},
         }
         found = {
+            "distillation": own.get("distillation"),
             "training": _without(own["training"], _METHODS_OWN),
             "adapter": own["adapter"],
         }
@@ -125,7 +130,8 @@ def grid_epsilon(
         LedgerError: A ledger does not verify.
         VerificationError: A ledger's second entry is not its plan.
     """
-    ledgers = sorted(n for n in names if _in_cell(n) and n.endswith("/ledger.jsonl"))
+    # Of arms; below those lie copies of ledgers that a study names.
+    ledgers = sorted(n for n in names if PurePosixPath(n).match(_ARM_LEDGER))
     cells = []
     for cell in grid_cells(study):
         own = [name for name in ledgers if name.startswith(f"{cell.run}/arms/")]

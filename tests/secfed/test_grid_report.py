@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evidence
 import pytest
 from grids import METHODS, grid_study, write_grid
 from rich.console import Console
@@ -36,6 +37,8 @@ from secfed.report.grid_tables import (
     score_table,
 )
 from secfed.report.markdown import run_markdown
+from secfed.study import load_study_dict
+from secfed.verify.grid import grid_epsilon
 
 SEEDS = (0, 1, 2)
 
@@ -154,6 +157,21 @@ def test_all_cells_on_the_same_records_cost_the_composition_of_all_events():
     assert single < together < 3 * single  # composed, and not added up
     assert composed_epsilon([], 1e-5) == 0.0
     assert composed_epsilon([CellPlans("", ())], 1e-5) == 0.0
+
+
+def test_copies_of_other_runs_ledgers_are_no_arms(copied):
+    study = load_study_dict(parse_json((copied / "study.json").read_bytes()), "grid")
+    names = {str(p.relative_to(copied)): p for p in copied.rglob("*") if p.is_file()}
+    key = evidence.KEY.public_bytes
+
+    def total(listed):
+        return grid_epsilon(study, lambda n: names[n].read_bytes(), listed, key)
+
+    arm = next(name for name in names if name.endswith("/ledger.jsonl"))
+    copy_of = f"{Path(arm).parent}/teacher/ledger.jsonl"
+    before = total(list(names))
+    names[copy_of] = names[arm]
+    assert total(list(names)) == before > 0
 
 
 def test_where_a_record_moves_between_sites_the_bound_covers_every_path():

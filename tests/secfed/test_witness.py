@@ -12,6 +12,7 @@ import pytest
 from protocols.merkle import leaf_hash, root
 from secfed.checkpoints import Checkpoint, log_key, log_origin, open_checkpoint
 from secfed.checkpoints import sign_checkpoint as signed
+from secfed.earlier_runs import NamedRuns
 from secfed.entries import PlanEntry
 from secfed.errors import LedgerError, StaleOfferError, VerificationError
 from secfed.ledger import CHECKPOINT_NAME, LEDGER_NAME, Entry, Ledger
@@ -214,7 +215,12 @@ def told(number: int, head: str | None = None):
 def at_a_site(folder: Path, *rounds: int, study=STUDY) -> Witness:
     reserved = [(evidence.RUN_ID, number, HEADS[number]) for number in rounds]
     inspect = inspection(
-        study, evidence.KEY.public_bytes, "north", evidence.RUN_ID, lambda: reserved
+        study,
+        evidence.KEY.public_bytes,
+        "north",
+        evidence.RUN_ID,
+        lambda: reserved,
+        NamedRuns(),
     )
     return witness_at(folder, inspect=inspect)
 
