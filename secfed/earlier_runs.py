@@ -200,7 +200,10 @@ def events_at(runs: Iterable[RunCosts], site: str) -> list[DpEvent]:
 def _unit(plan: PlanEntry, refused: str) -> _Unit:
     plans = [PrivacyPlan.from_json(own) for own in plan.sites.values() if own]
     if not plan.private or not plans:
-        raise PolicyError(f"{refused}that run was trained without privacy")
+        raise PolicyError(
+            f"{refused}that run was trained without privacy, so that nothing bounds "
+            "what it says of a record"
+        )
     return plans[0].unit
 
 

@@ -45,7 +45,8 @@ def tuning(
     table into the study, in the place of a [tuning] that it has: what those runs spent
     is then recorded, composed with the study's own cost, and charged where it is not
     yet. Name every run that was looked at, the bad ones too. A run without privacy is
-    refused: nothing bounds what it says.
+    refused, as nothing bounds what it says; of a comparison that has one, name the
+    other arms' folders, if nobody chose by it.
 
     Example: secfed tuning study.toml runs/sweep-1 runs/sweep-2
     """
