@@ -304,10 +304,10 @@ class Budget:
         )
 
     def add_spent(self, charges: Sequence[Spent]) -> None:
-        """Pay for what is over: all of it, or nothing.
+        """Pay for what is over and not held yet: all of it, or nothing.
 
         Args:
-            charges: What ran, for the study's unit, and is not held yet.
+            charges: What ran, for the study's unit.
 
         Raises:
             BudgetExceededError: All together do not fit.
@@ -315,8 +315,12 @@ class Budget:
         """
         with self._store.transaction() as writer:
             account = self._opened(writer.state)
-            self._require(account, [self._cost(spent.event) for spent in charges])
-            for spent in charges:
+            held = {(charge.run_id, charge.round) for charge in writer.state.charges}
+            due = [
+                spent for spent in charges if (spent.run_id, spent.round) not in held
+            ]
+            self._require(account, [self._cost(spent.event) for spent in due])
+            for spent in due:
                 link = self._reserve(writer, account, spent)
                 writer.append(
                     {"kind": "spend", "reservation": link.sequence, "at": _now()}

@@ -42,7 +42,7 @@ from secfed.errors import (
 from secfed.governance import outlay
 from secfed.ledger import Ledger
 from secfed.privacy import accounting
-from secfed.privacy.budget import Budget
+from secfed.privacy.budget import Budget, Spent
 from secfed.privacy.held_back import evaluation_run
 from secfed.runtime.compare import plan_arms
 from secfed.runtime.earlier import charge_earlier, open_tuning
@@ -435,6 +435,9 @@ def test_what_a_budget_does_not_hold_is_added_whole_or_not_at_all(
     ]
     both = accounting.epsilon([ONCE] * 2, evidence.DELTA)
     assert budget.spent_epsilon() == pytest.approx(both)
+    # Another process was faster: nothing is charged twice.
+    budget.add_spent([Spent("0" * 64, FIRST, 1, ONCE), Spent("0" * 64, FIRST, 9, ONCE)])
+    assert [c.round for c in budget.history()][6:] == [9]
     # It holds the earlier runs, but not the study beside them.
     tight = opened(tmp_path / "tight.sqlite", both * 1.01)
     with pytest.raises(BudgetExceededError, match="nothing was spent"):
