@@ -99,6 +99,8 @@ def site_outlooks(
 
     data = load_sites(study, base_dir)
     whole = study.privacy.unit == "site"
+    # Asked for where a lasting budget is looked at.
+    runs = () if policy.budget_dir is None else read_named(study, base_dir).all
     for site in study.sites:
         units = data.nominal_units[site]
         plan, reasons = None, []
@@ -116,7 +118,7 @@ def site_outlooks(
             reasons += _refused_for_a_person(plan, policy)
         budget = None
         if plan is not None and policy.budget_dir is not None:
-            named = charges_at(read_named(study, base_dir).all, site)
+            named = charges_at(runs, site)
             budget, refusal = _outlay(policy, study, plan, site, named)
             reasons += refusal
         batch = 1 if whole else study.training.expected_batch

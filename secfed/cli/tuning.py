@@ -50,19 +50,19 @@ def tuning(
 
     Example: secfed tuning study.toml runs/sweep-1 runs/sweep-2
     """
-    from secfed.canonical import file_sha256  # noqa: PLC0415
     from secfed.earlier_runs import EarlierRun, costs_of  # noqa: PLC0415
+    from secfed.runtime.earlier import read_evidence  # noqa: PLC0415
 
     asked, replaces = _without_tuning(study)
-    found = {path: file_sha256(path) for run in runs for path in ledgers_of(run)}
-    read = {path: path.read_bytes() for path in found}
+    read = {path: read_evidence(path) for run in runs for path in ledgers_of(run)}
     earlier = [
         EarlierRun(data, costs_of(data, asked, f"{path}: ", evaluations=True))
         for path, data in read.items()
     ]
+    folder = study.resolve().parent
     pinned = [
-        {"ledger": _relative(path, study.resolve().parent), "sha256": digest}
-        for path, digest in found.items()
+        {"ledger": _relative(path, folder), "sha256": run.costs.ledger_sha256}
+        for path, run in zip(read, earlier, strict=True)
     ]
     sites = _sites([run.costs for run in earlier], asked)
     if as_json:

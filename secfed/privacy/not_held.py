@@ -8,7 +8,6 @@ from secfed.entries import RunCharge
 from secfed.errors import PolicyError
 from secfed.privacy import accounting
 from secfed.privacy.budget import Account
-from secfed.privacy.chain import Charge
 
 __all__ = ["not_held"]
 
@@ -29,25 +28,22 @@ def not_held(
         PolicyError: The budget holds another event of a round, or a round of the same
             run that the ledgers do not tell of.
     """
-    held: dict[tuple[str, int], Charge] = {
-        (charge.run_id, charge.round): charge
-        for account in accounts
-        for charge in account.charges
-    }
-    told = {(charge.run_id, charge.round) for charge in charges}
+    told = {(charge.run_id, charge.round): charge for charge in charges}
     runs = {charge.run_id for charge in charges}
-    for (run_id, number), own in sorted(held.items(), key=lambda item: item[0]):
-        if run_id in runs and (run_id, number) not in told:
+    held = set()
+    for own in (charge for account in accounts for charge in account.charges):
+        key = (own.run_id, own.round)
+        held.add(key)
+        if own.run_id in runs and key not in told:
             raise PolicyError(
-                f"the ledger of the earlier run {run_id} does not tell of its round "
-                f"{number}, which this site's budget holds: name the run's whole "
-                "ledger; a run that was interrupted is finished by `secfed resume`"
+                f"the ledger of the earlier run {own.run_id} does not tell of round "
+                f"{own.round}, which this site's budget holds: the study has to pin "
+                "the run's whole ledger. One that was interrupted is finished by its "
+                "coordinator (`secfed resume`)"
             )
-        for charge in charges if (run_id, number) in told else ():
-            same = (charge.run_id, charge.round) == (run_id, number)
-            if same and accounting.event_to_json(own.event) != charge.event:
-                raise PolicyError(
-                    f"the ledger of the earlier run {run_id} tells of another cost of "
-                    f"its round {number} than this site's budget"
-                )
-    return [c for c in charges if (c.run_id, c.round) not in held]
+        if key in told and accounting.event_to_json(own.event) != told[key].event:
+            raise PolicyError(
+                f"the ledger of the earlier run {own.run_id} tells of another cost of "
+                f"round {own.round} than this site's budget"
+            )
+    return [charge for key, charge in told.items() if key not in held]

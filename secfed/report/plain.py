@@ -234,7 +234,8 @@ def _worst(record: RunRecord) -> float:
     """Epsilon of the worst site in one arm, with the runs that the study names."""
     told = [below(own, "epsilon") for own in promises(record)]
     own = [arm.epsilon_max or 0.0 for arm in record.comparison.arms if arm.is_private]
-    return max([*own, *(float(e) for e in told if isinstance(e, int | float))])
+    stated = [float(e) for e in told if isinstance(e, int | float)]
+    return max([*own, *stated], default=0.0)
 
 
 def _with_named_runs(record: RunRecord) -> str:

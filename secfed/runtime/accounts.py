@@ -15,10 +15,11 @@ from typing import Any, Protocol, TypeVar
 
 from secfed.client import BudgetGuard, EvaluationGuard, Site
 from secfed.errors import BudgetExceededError
+from secfed.governance.outlay import events_of
 from secfed.policy import SitePolicy
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
-from secfed.privacy.held_back import evaluation_events, evaluation_run
+from secfed.privacy.held_back import evaluation_run
 from secfed.privacy.plan import PrivacyPlan
 from secfed.runtime.earlier import charge_earlier
 from secfed.runtime.kept import KeptTensors
@@ -135,9 +136,8 @@ class LocalSites:
             for name in self.sites
         }
         for name, budget in self.budgets.items():
-            charge_earlier(
-                budget, prepared.named_runs.all, name, self._own_events(name)
-            )
+            events = events_of(study, prepared.plans[name])
+            charge_earlier(budget, prepared.named_runs.all, name, events)
         own = private_dir / "sites"
         self.kept = {
             name: KeptTensors(own / name / "kept" / arm) for name in self.sites
@@ -175,7 +175,7 @@ class LocalSites:
             BudgetExceededError: Nothing was spent.
         """
         for name, budget in self.budgets.items():
-            if not budget.can_afford(self._own_events(name, rounds)):
+            if not budget.can_afford(events_of(self._study, self.plans[name])):
                 raise BudgetExceededError(
                     name,
                     f"the study's {rounds} rounds do not fit the budget: epsilon "
@@ -223,14 +223,6 @@ class LocalSites:
             for name, rounds in held.items()
             if any((r.run_id, r.round) == (asked, number) for r in rounds)
         }
-
-    def _own_events(
-        self, site: str, rounds: int | None = None
-    ) -> list[accounting.DpEvent]:
-        """What the study runs at a site: its rounds, all of them or so many."""
-        plan = self.plans[site]
-        training = [plan.round_event()] * (plan.rounds if rounds is None else rounds)
-        return [*training, *evaluation_events(self._study, plan.nominal_units)]
 
     def _receipts(self, site: str) -> set[str]:
         return {receipt.head for receipt in read_receipts(self._private, site)}

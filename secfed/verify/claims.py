@@ -10,7 +10,6 @@ import math
 import re
 from typing import Any
 
-import secfed
 from secfed.canonical import parse_json
 from secfed.codec import WIDE_RING_BITS
 from secfed.earlier_runs import read_tuning_run, tuning_ledger
@@ -283,7 +282,7 @@ def check_statement(bundle: Bundle, story: Story, study: Study) -> str:
 def _same_words(statement: Any, again: Any) -> bool:
     """Whether people read what was computed: the same figures, in the same sentence.
 
-    Another version of secfed may use other words; never other figures.
+    These words are of the statement's format; others need another format.
     """
     said, own = str(statement["headline"]), str(again["headline"])
     figures = [list(map(float, _NUMBER.findall(text))) for text in (said, own)]
@@ -291,15 +290,10 @@ def _same_words(statement: Any, again: Any) -> bool:
         math.isclose(one, other, rel_tol=_ROUNDED)
         for one, other in zip(*figures, strict=True)
     )
-    if said.startswith("NOT PRIVATE") == again["private"] or not same:
-        return False
-    provenance = statement["provenance"]
-    made_by = provenance.get("secfed") if isinstance(provenance, dict) else None
-    if made_by not in (None, secfed.__version__):
-        return True
     chosen = [one["composition"]["tuning"] for one in (statement, again)]
     notes = [one["note"] if isinstance(one, dict) else one for one in chosen]
-    return _NUMBER.sub("0", said) == _NUMBER.sub("0", own) and notes[0] == notes[1]
+    words = [_NUMBER.sub("0", text) for text in (said, own)]
+    return same and words[0] == words[1] and notes[0] == notes[1]
 
 
 def _facts(tuning: Any) -> Any:

@@ -11,6 +11,7 @@ from protocols.keys import SigningKey
 from secfed.canonical import canonical_json, file_sha256, sha256_hex
 from secfed.checkpoints import Checkpoint, Cosigner, witness_key
 from secfed.entries import (
+    EvaluationInterruptedEntry,
     InterruptedEntry,
     PlanEntry,
     ReleaseEntry,
@@ -244,6 +245,33 @@ def write_run(
             ledger.append(entry.kind, change(index, entry.to_body()), TIME)
         write_checkpoint(run, ledger, witnesses)
     write_manifest(run, study.digest(), key)
+
+
+def entries_of(path: Path) -> list[tuple[str, Body]]:
+    """Kind and body of every entry of a ledger that ``KEY`` signed."""
+    with Ledger(path, KEY) as ledger:
+        return [(entry.kind, dict(entry.body)) for entry in ledger.entries()]
+
+
+def write_entries(path: Path, entries: Sequence[tuple[str, Body]]) -> None:
+    """A ledger of these entries, in the place of another if there is one."""
+    path.unlink(missing_ok=True)
+    with Ledger(path, KEY) as ledger:
+        for kind, body in entries:
+            ledger.append(kind, body, TIME)
+
+
+def scored(entries: Sequence[tuple[str, Body]]) -> tuple[str, Body]:
+    """An evaluation after round 3 that spent at each site what a round does."""
+    entry = EvaluationInterruptedEntry(
+        round=3,
+        attempt=1,
+        participants=SITES,
+        spent={site: dict(entries[2][1]["spent"][site]) for site in SITES},
+        epsilon=dict.fromkeys(SITES, 1.0),
+        reason="too few sites agreed to evaluate",
+    )
+    return entry.kind, entry.to_body()
 
 
 def write_checkpoint(run: Path, ledger: Ledger, witnesses: Sequence[str] = SITES):

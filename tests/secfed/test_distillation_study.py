@@ -15,7 +15,6 @@ from small import small_policy
 from secfed.canonical import canonical_json, file_sha256
 from secfed.entries import (
     ApprovalEntry,
-    EvaluationInterruptedEntry,
     PlanEntry,
     RunCharge,
     RunCosts,
@@ -28,7 +27,6 @@ from secfed.errors import (
     PolicyError,
     StudyError,
 )
-from secfed.ledger import Ledger
 from secfed.policy import check
 from secfed.privacy import accounting
 from secfed.privacy.budget import Budget
@@ -234,25 +232,9 @@ def test_a_teachers_cost_is_every_round_that_its_ledger_records(tmp_path: Path) 
 
 def test_scores_on_held_back_records_cost_the_teacher_nothing(tmp_path: Path) -> None:
     run = teacher_run(tmp_path / "t")
-    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
-        entries = list(ledger.entries())
-    spent = {site: dict(entries[2].body["spent"][site]) for site in evidence.SITES}
-    scored = EvaluationInterruptedEntry(
-        round=3,
-        attempt=1,
-        participants=evidence.SITES,
-        spent=spent,
-        epsilon=dict.fromkeys(evidence.SITES, 1.0),
-        reason="too few sites agreed to evaluate",
-    )
-    (run / "ledger.jsonl").unlink()
-    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
-        for kind, body in [
-            *((entry.kind, entry.body) for entry in entries[:-1]),
-            (scored.kind, scored.to_body()),
-            (entries[-1].kind, entries[-1].body),
-        ]:
-            ledger.append(kind, body, evidence.TIME)
+    entries = evidence.entries_of(run / "ledger.jsonl")
+    entries.insert(-1, evidence.scored(entries))
+    evidence.write_entries(run / "ledger.jsonl", entries)
     costs = read(run).costs
     assert [charge.round for charge in costs.spent["south"]] == [1, 2, 3]
 
@@ -260,18 +242,11 @@ def test_scores_on_held_back_records_cost_the_teacher_nothing(tmp_path: Path) ->
 def test_a_teacher_of_a_run_across_machines_may_teach(tmp_path: Path) -> None:
     """Its ledger tells of approvals, too, which spend nothing."""
     run = teacher_run(tmp_path / "t")
-    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
-        entries = [(entry.kind, entry.body) for entry in ledger.entries()]
     before = read(run).costs
     approval = ApprovalEntry(site="north", study_digest=OTHER, commitment=OTHER)
-    (run / "ledger.jsonl").unlink()
-    with Ledger(run / "ledger.jsonl", evidence.KEY) as ledger:
-        for kind, body in [
-            *entries[:2],
-            (approval.kind, approval.to_body()),
-            *entries[2:],
-        ]:
-            ledger.append(kind, body, evidence.TIME)
+    entries = evidence.entries_of(run / "ledger.jsonl")
+    entries.insert(2, (approval.kind, approval.to_body()))
+    evidence.write_entries(run / "ledger.jsonl", entries)
     assert read(run).costs.spent == before.spent
 
 
