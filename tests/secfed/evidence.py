@@ -288,8 +288,11 @@ def cosigner(site: str) -> Cosigner:
     return Cosigner(witness_key(site, identity.public_bytes), identity.sign)
 
 
-def write_comparison(run: Path, key: CoordinatorKey = KEY) -> None:
-    study = make_study()
+def write_comparison(
+    run: Path, key: CoordinatorKey = KEY, study: Study | None = None
+) -> None:
+    """Two arms; ``study`` is what the comparison says, and not what its arms do."""
+    study = study or make_study()
     arms = []
     for method in ("ffa-lora", "fedavg"):
         write_run(run / "arms" / method, method=method, key=key)

@@ -43,7 +43,6 @@ from secfed.statement import (
 from secfed.statement.form import check_form
 from secfed.study import Study, load_study_dict
 from secfed.verify import verify_run
-from secfed.verify.comparison import _SHARED
 
 
 @pytest.fixture
@@ -332,7 +331,10 @@ def test_words_that_hide_the_cost_are_found(
 def test_arms_do_not_drop_the_tuning_of_their_comparison(
     tmp_path: Path, ledgers: list[Path]
 ) -> None:
-    assert "tuning" in _SHARED
+    evidence.write_comparison(tmp_path / "same")
+    assert verify_run(tmp_path / "same").passed
+    evidence.write_comparison(tmp_path / "other", study=tuned(table(ledgers)))
+    assert "arms/ffa-lora/study.json: another [tuning]" in failed(tmp_path / "other")
     study = tuned(table(ledgers)).canonical()
     study["compare"] = {"methods": ["ffa-lora"], "epsilons": [1.0, 2.0]}
     with pytest.raises(StudyError, match="a grid is a search itself"):
